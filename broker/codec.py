@@ -1,0 +1,143 @@
+"""Bytes <-> messages: msgpack with explicit limits, zstd above a threshold, then validation.
+
+A hostile or broken body costs bounded memory and ends as `Undecodable` or `TooLarge`, never as a
+crash: sizes are checked before unpacking, array and map lengths and depth while unpacking (a
+1 MiB msgpack body can otherwise ask for 8 GiB: queues.md, section 10), types afterwards.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Final, TypeVar, cast
+
+import msgpack
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+from broker.errors import TooLarge, Undecodable
+from broker.messages import SCHEMA_VERSION
+
+#: RabbitMQ 4.x refuses messages above 16 MiB; rows with tokens of long rollouts come near 8.
+MAX_BODY_BYTES: Final = 15 * 1024 * 1024
+#: What a compressed body may unpack to.
+MAX_UNPACKED_BYTES: Final = 256 * 1024 * 1024
+#: Below this, compression costs more than the bytes it saves.
+COMPRESS_ABOVE_BYTES: Final = 16 * 1024
+MAX_DEPTH: Final = 32
+MAX_ARRAY: Final = 262_144
+MAX_MAP: Final = 65_536
+
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+
+T = TypeVar("T")
+
+
+def pack(value: object) -> bytes:
+    """Pack plain data or a message (as a map of its non-default fields)."""
+    try:
+        return cast(bytes, msgpack.packb(value, default=_as_map, use_bin_type=True))
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise Undecodable(f"cannot be packed: {e}") from e
+
+
+def unpack(body: bytes) -> Any:
+    """Unpack plain data within the limits. Raises Undecodable or TooLarge."""
+    if len(body) > MAX_UNPACKED_BYTES:
+        raise TooLarge(f"{len(body)} bytes, at most {MAX_UNPACKED_BYTES} are read")
+    try:
+        value = msgpack.unpackb(
+            body,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            max_array_len=min(MAX_ARRAY, len(body)),
+            max_map_len=min(MAX_MAP, len(body)),
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
+        raise Undecodable(f"not msgpack within limits: {str(e) or type(e).__name__}") from e
+    if not _shallow(value, MAX_DEPTH):
+        raise Undecodable(f"nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def encode(message: object) -> bytes:
+    """A message's body for the wire. Raises TooLarge above MAX_BODY_BYTES."""
+    body = pack(message)
+    if len(body) > COMPRESS_ABOVE_BYTES:
+        body = _compressor().compress(body)
+    if len(body) > MAX_BODY_BYTES:
+        raise TooLarge(
+            f"{type(message).__name__} of {len(body)} bytes, at most {MAX_BODY_BYTES} can be sent"
+        )
+    return body
+
+
+def kind_of(type_: type[object]) -> str:
+    """A message type's name on the wire, `modelcall.v1`."""
+    return f"{type_.__name__.lower()}.v{SCHEMA_VERSION}"
+
+
+def decode(type_: type[T], body: bytes, kind: str | None = None) -> T:
+    """Read one message. `kind`, where known, must be ours: another version is never guessed at.
+
+    Raises: TooLarge, Undecodable, with a reason fit for a dead letter.
+    """
+    if kind is not None and kind != kind_of(type_):
+        raise Undecodable(f"message type is {kind!r}, expected {kind_of(type_)!r}")
+    if len(body) > MAX_BODY_BYTES:
+        raise TooLarge(f"{len(body)} bytes, at most {MAX_BODY_BYTES} are read")
+    return read(type_, _decompress(body) if body[:4] == _ZSTD_MAGIC else body)
+
+
+def read(type_: type[T], packed: bytes) -> T:
+    """Unpack and validate a value that was packed with `pack`. Raises Undecodable, TooLarge."""
+    value = unpack(packed)
+    try:
+        return cast(T, _adapter(cast(Any, type_)).validate_python(value))
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Undecodable(f"not a {type_.__name__}: {where}: {first['msg']}") from e
+
+
+def _as_map(value: object) -> dict[str, object]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{type(value).__name__} is no message")
+    return {
+        name: field
+        for name, default in _fields(type(value))
+        if (field := getattr(value, name)) is not default and field != default
+    }
+
+
+@functools.cache
+def _fields(type_: type[object]) -> tuple[tuple[str, object], ...]:
+    return tuple((f.name, f.default) for f in dataclasses.fields(cast(Any, type_)))
+
+
+@functools.cache
+def _adapter(type_: type[object]) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+@functools.cache
+def _compressor() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=1, write_content_size=True)
+
+
+def _decompress(body: bytes) -> bytes:
+    try:
+        size = zstandard.get_frame_parameters(body).content_size
+        if size > MAX_UNPACKED_BYTES:  # an unknown size reads as the largest number
+            raise TooLarge(f"unpacks to {size} bytes, at most {MAX_UNPACKED_BYTES} are read")
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=size or 1)
+    except zstandard.ZstdError as e:
+        raise Undecodable(f"not zstd: {e}") from e
+
+
+def _shallow(value: object, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(_shallow(v, depth - 1) for v in value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_shallow(v, depth - 1) for v in value)
+    return True

@@ -1,0 +1,340 @@
+"""The journal: the finished calls of every unfinished rollout, first result wins.
+
+Three implementations keep these promises and pass the same contract tests: `memory.py`,
+`sqlite.py` (embedded) and `redis.py`. The protocol and its reasons: ARCHITECTURE.md, "Calls".
+
+A rollout's record, under `Task.journal_key` (a verifier has one of its own, `<key>/verify`):
+
+    absent -> RUN (take) -> ENDED (its trajectory is published) -> COMMITTED (its row is durable)
+
+* `epoch` names an attempt: one fresh start with an empty journal. Every take keeps it; only
+  `restart` makes a new one. What carries an old epoch is GONE.
+* a *claim* is made by `begin` in the name of the call message's `carrier`, which survives
+  redelivery and the retry ladder, so a second copy of a call is dropped and nothing runs twice.
+* *journal lost*: `begin` and `finish` carry how many results the owner held. A journal that
+  knows fewer, or no record at all, has been flushed or rolled back: the owner uploads.
+
+Every method is one atomic operation and one round trip. Methods raise JournalUnavailable when
+the store does not answer; the caller keeps its delivery and tries again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+#: A worker renews its lease this often ...
+LEASE_RENEW_S = 5.0
+#: ... and is taken for dead when it has not for this long. Its rollouts may then be taken over.
+LEASE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A finished call as the journal has it."""
+
+    request_hash: bytes
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """This worker now owns the rollout: replay these results, then go on."""
+
+    epoch: str
+    attempt: int
+    results: Mapping[str, Stored]
+    """By call path."""
+    state: bytes
+    state_version: int
+    idle_takes: int
+    """Takes since the last finished call, this one included: from 2 on it is suspect."""
+    strikes: int
+    """Failures counted while it ran alone (`strike`)."""
+    first_taken_at: float
+    """Unix seconds at which this attempt was first taken: its deadline counts from here."""
+    ended: bool = False
+    """Its agent has finished before: replaying costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Another *living* worker owns it: hand the task to that worker's held queue."""
+
+    inbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Its row is durable: drop the task."""
+
+
+Taken = Run | Owned | Committed
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Do the work. The claim is this carrier's."""
+
+    starts: int
+    """How often this call was begun, this time included: more than 3 looks like poison."""
+    state: bytes
+    state_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """It was finished before: reply with this, then ack."""
+
+    result: bytes
+    inbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Another carrier holds the claim: its copy is unacked or on a ladder. Ack, drop this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The path was finished or claimed with another request: the agent replays differently."""
+
+    inbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The call belongs to an older attempt, or the rollout is committed. Ack and drop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The journal knows less than the owner did: tell the owner, who uploads and calls again."""
+
+
+Begun = Go | Found | Duplicate | Mismatch | Gone | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The winning result (ours, or one that was first) and whom to tell."""
+
+    result: bytes
+    won: bool
+    inbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the owner's sweep reads."""
+
+    inbox: str
+    """The current owner; another than ourselves means we have been replaced."""
+    results: Mapping[str, Stored]
+    """Of the paths that were asked for."""
+    claimed: frozenset[str]
+    """Of the paths that were asked for, those being executed (or waiting on a ladder)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRef:
+    """Which call, as its message carries it (messages.Call)."""
+
+    rollout: str
+    epoch: str
+    path: str
+    carrier: str
+    request_hash: bytes
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Everything an owner knows of its rollout, to restore a journal that lost it."""
+
+    rollout: str
+    epoch: str
+    attempt: int
+    inbox: str
+    results: Mapping[str, Stored]
+    state: bytes = b""
+    state_version: int = 0
+    first_taken_at: float = 0.0
+
+
+class Journal(Protocol):
+    """See the module's docstring. All names of rollouts are journal keys."""
+
+    async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
+        """Become the owner; a record that is absent is made, with a new epoch, attempt 1.
+
+        Owned only if another inbox owns it *and* its lease is alive. `counts=False` leaves
+        `idle_takes` as it is (a worker's own moved copy came back to it).
+        """
+        ...
+
+    async def release(self, rollout: str, epoch: str, inbox: str) -> None:
+        """Give up ownership politely: no owner, and this take does not count as idle.
+
+        Nothing happens where another inbox owns it by now.
+        """
+        ...
+
+    async def begin(self, call: CallRef, *, force: bool = False) -> Begun:
+        """Claim a call before executing it.
+
+        In this order: no record -> Lost; COMMITTED or another epoch -> Gone; a result with this
+        request hash -> Found, with another -> Mismatch; fewer results than `call.held` -> Lost;
+        claimed with another hash -> Mismatch; claimed by another carrier -> Duplicate unless
+        `force`; else the claim is this carrier's -> Go, starts += 1.
+        """
+        ...
+
+    async def finish(
+        self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
+    ) -> Finished | Gone | Lost:
+        """Store the result unless there is one, clear the claim, count as progress.
+
+        With `state`: stored with the result, only if the stored version is still
+        `state_version`, which then grows by one; otherwise (somebody else moved it: this
+        executor was replaced) -> Gone, nothing stored.
+        """
+        ...
+
+    async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
+        """The owner's sweep: what has become of these calls."""
+        ...
+
+    async def upload(self, upload: Upload) -> bool:
+        """Restore a lost record: create it, or add the results that are missing.
+
+        False where the record has another epoch or is committed: the owner stops.
+        """
+        ...
+
+    async def restart(self, rollout: str, epoch: str) -> int | None:
+        """Begin a new attempt: results, claims and state go, a new epoch begins, no owner.
+
+        The new attempt's number, or None where `epoch` is no longer the record's.
+        """
+        ...
+
+    async def strike(self, rollout: str, epoch: str) -> int:
+        """Count a failure against a rollout that ran alone; how many there are now."""
+        ...
+
+    async def ended(self, rollout: str, epoch: str) -> None:
+        """Its trajectory is published (confirmed). Results are kept until the row is committed."""
+        ...
+
+    async def committed(self, rollouts: Sequence[str]) -> None:
+        """Their rows are durable: keep a tombstone each, forget the rest. One pipelined operation.
+
+        Also forgets `<key>/verify`.
+        """
+        ...
+
+    async def renew_lease(self, inbox: str) -> None:
+        """This worker is alive; called every LEASE_RENEW_S, holds for LEASE_S."""
+        ...
+
+    async def end_lease(self, inbox: str) -> None:
+        """This worker is going: its rollouts may be taken over at once."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """What one shard of a run has committed so far; absolute, so that writing it twice is once."""
+
+    completed: int = 0
+    truncated: int = 0
+    failed: int = 0
+    failed_by_kind: Mapping[str, int] = field(default_factory=dict)
+    reward_sum: float = 0.0
+    rewarded: int = 0
+    """Rows with a reward that is not null."""
+    model_calls: int = 0
+    tool_calls: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a run is, as its producer registered it."""
+
+    run: str
+    generation: str
+    environment: str
+    model: str
+    repeats: int
+    created_at: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProgress:
+    """How a run stands."""
+
+    info: RunInfo
+    published: int
+    """The producer's watermark: how many task instances the broker has confirmed."""
+    complete: bool
+    """Whether the producer has published all it wants to."""
+    committed: int
+    """Distinct rollouts with a durable row."""
+    cancelled: bool
+    totals: Totals
+    """Summed over shards."""
+
+
+class Runs(Protocol):
+    """What is committed of each run: a cache of what the sinks' parts say, rebuilt from them."""
+
+    async def register(self, info: RunInfo) -> None:
+        """Make the run known; a known one with the same generation keeps its marks."""
+        ...
+
+    async def published(self, run: str, generation: str, count: int, complete: bool) -> None:
+        """Raise the producer's watermark."""
+        ...
+
+    async def mark(
+        self,
+        run: str,
+        generation: str,
+        shard: str,
+        rows: Sequence[tuple[int, int]],
+        totals: Totals,
+    ) -> None:
+        """Rows of `(task_index, repeat)` are durable; `totals` are the shard's absolute ones."""
+        ...
+
+    async def committed(self, run: str, generation: str, repeat: int) -> bytes:
+        """Bitmap over task indices of this repeat, bit 7 of byte 0 first (as Redis SETBIT)."""
+        ...
+
+    async def progress(self, run: str) -> RunProgress | None:
+        """The newest generation's standing, or None where the run is unknown."""
+        ...
+
+    async def list(self) -> Sequence[RunProgress]:
+        """All known runs, newest first."""
+        ...
+
+    async def cancel(self, run: str) -> bool:
+        """Mark the run cancelled: its queued tasks become `cancelled` rows. False if unknown."""
+        ...
+
+    async def is_cancelled(self, run: str) -> bool:
+        """Whether it is. Asked often: implementations may remember the answer for 2 s."""
+        ...
+
+    async def forget(self, run: str) -> None:
+        """Drop the run's record with its marks."""
+        ...

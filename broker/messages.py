@@ -1,0 +1,319 @@
+"""What is said on the wire. Frozen, versioned, validated when decoded.
+
+Big payloads (task rows, conversation items, results with their token arrays) are `bytes` fields:
+packed once by whoever made them, passed through untouched by everybody else, unpacked once by
+whoever needs them. So a hop costs the envelope, not the conversation.
+
+    Task -> agent            ModelCall / ToolCall -> gateway / tool worker -> Reply -> agent
+    Trajectory -> verifier   Result -> sink, trainer
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from broker.names import RolloutId, journal_key
+from broker.topology import Lane
+
+#: Version of every message below; a message of another version is dead-lettered, never guessed at.
+SCHEMA_VERSION: Final = 1
+
+ErrorKind = Literal["infra", "model", "tool", "agent", "verifier", "budget", "cancelled"]
+"""Whose failure it was, as recorded in a row (GLOSSARY.md)."""
+
+Status = Literal["completed", "truncated", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rollout or a call failed, in words for its owner."""
+
+    kind: ErrorKind
+    message: str
+    where: str = ""
+    """Queue, call path, or the last lines of a traceback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the policy samples; None leaves the choice to the task's row, then to the model."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_output_tokens: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What ends a rollout early, as `truncated`."""
+
+    max_steps: int = 50
+    timeout_s: float = 3600.0
+    """From the moment an agent first takes the rollout."""
+    call_timeout_s: float = 1200.0
+    """Per model or tool call, waiting in queues included."""
+    max_total_tokens: int | None = None
+    """Prompt and generated tokens over all calls of the rollout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task instance: everything an agent needs to run it, and who gets its row."""
+
+    run: str
+    generation: str
+    task_index: int
+    """Zero-based input line."""
+    repeat: int
+    environment: str
+    model: str
+    row: bytes
+    """The dataset's line: a JSON object, byte for byte as it came."""
+    sampling: Sampling = Sampling()
+    limits: Limits = Limits()
+    audiences: tuple[str, ...] = ("sink",)
+    """Who gets the result: `collect`, `sink`, or trainers' names (topology.result_key)."""
+    lane: Lane = "normal"
+    enqueued_at: float = 0.0
+    """Unix seconds."""
+    system_prompt: str | None = None
+    """Replaces the environment's for this run; None keeps it."""
+    attempt: int = 1
+    """From 1; a fresh start of the rollout with an empty journal raises it."""
+
+    @property
+    def rollout_id(self) -> str:
+        return str(RolloutId(self.run, self.task_index, self.repeat))
+
+    @property
+    def journal_key(self) -> str:
+        return journal_key(self.run, self.generation, self.task_index, self.repeat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What model and tool calls share: which call of which rollout, and where the answer goes."""
+
+    rollout: str
+    """The rollout's journal key."""
+    epoch: str
+    """The attempt that this call belongs to; an older one is GONE."""
+    path: str
+    """Position inside the rollout: `3`, `3.tool.0`, `verify.0`."""
+    carrier: str
+    """Names this published call over redeliveries and the retry ladder; claims are made in it."""
+    request_hash: bytes
+    held: int
+    """How many results the owner held when it published; fewer in the journal means it was lost."""
+    reply_to: str
+    """Inbox to answer where the journal knows no owner."""
+    deadline: float
+    """Unix seconds after which nobody works on it any more."""
+    run: str
+    environment: str
+    lane: Lane = "normal"
+    force: bool = False
+    """Replace another carrier's claim: set only past that call's deadline."""
+    tries: int = 0
+    """How often a model or tool has already been asked in vain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall(Call):
+    """Ask a model for the next items of a conversation."""
+
+    model: str
+    input: tuple[bytes, ...]
+    """The conversation as Responses items, each packed once (codec.pack)."""
+    tools: bytes = b""
+    """Packed list of Responses tool definitions; empty for none."""
+    options: bytes = b""
+    """Packed mapping of further request fields: sampling, tool_choice, text, reasoning, ..."""
+    sticky: str = ""
+    """What the endpoint is chosen by (prefix cache): the rollout's id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall(Call):
+    """Run one tool of an environment, or (`name` empty) its `setup`."""
+
+    name: str
+    call_id: str
+    """The model's id of this call."""
+    arguments: str
+    """JSON text as the model wrote it: untrusted."""
+    row: bytes = b""
+    """The dataset's line; only for `setup` and tools that ask for the task."""
+    session: bytes = b""
+    """Packed address of the sticky session that must serve this call; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What the engine read and sampled in one model call, as packed little-endian arrays."""
+
+    prompt_ids: bytes
+    """int32, shape [prompt]: the whole prompt of the call."""
+    generated_ids: bytes
+    """int32, shape [generated]."""
+    logprobs: bytes
+    """float32, aligned to `generated_ids`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens and money of one call or of many."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """The policy versions that produced a call or rollout, oldest and newest."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResult:
+    """The answer to a ModelCall, as journaled: what was sampled, or why there is nothing."""
+
+    items: bytes = b""
+    """Packed list of Responses output items; empty when `error` is set."""
+    finish_reason: str = ""
+    """The engine's word: stop, length, tool_calls, content_filter, abort, context_overflow."""
+    usage: Usage = Usage()
+    tokens: Tokens | None = None
+    versions: VersionSpan | None = None
+    model: str = ""
+    """What the provider says it served."""
+    response_id: str = ""
+    error: Failure | None = None
+    seconds: float = 0.0
+    """At the provider, the successful try only."""
+    tries: int = 1
+    """Requests made to the provider for this call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """The answer to a ToolCall, as journaled: text for the model, errors included."""
+
+    output: str = ""
+    """What the model reads."""
+    error: Failure | None = None
+    """Set when the tool failed; `output` then tells the model."""
+    truncated: bool = False
+    """Whether `output` was cut at the tool's cap."""
+    in_doubt: bool = False
+    """An at-most-once tool that may or may not have acted."""
+    session: bytes = b""
+    """From `setup` of an environment with sticky sessions: the packed address."""
+    seconds: float = 0.0
+
+
+ReplyKind = Literal["result", "journal_lost", "gone", "mismatch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A hint to a rollout's owner that a call has its result; the truth is in the journal."""
+
+    rollout: str
+    epoch: str
+    path: str
+    kind: ReplyKind = "result"
+    result: bytes = b""
+    """The packed result, or empty where it is too large for a hint."""
+
+
+CallKind = Literal["model", "tool", "setup"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """One finished call in a trajectory: a node of the forest."""
+
+    path: str
+    kind: CallKind
+    parent: str | None = None
+    """Model calls: the call whose conversation this one extends; None starts a new one."""
+    shared_items: int = 0
+    """How many items of the parent's conversation (its input, then its output) this one keeps."""
+    new_items: tuple[bytes, ...] = ()
+    """Model calls: packed input items after the shared ones."""
+    name: str = ""
+    """The model asked, or the tool called."""
+    request: bytes = b""
+    """Tool calls: the arguments. Model calls: packed options, where they differ from the task's."""
+    result: bytes = b""
+    """Packed ModelResult or ToolResult, byte for byte as journaled."""
+    started_at: float = 0.0
+    """Unix seconds at which this owner asked, or replayed."""
+    finished_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """What a rollout leaves, unscored: everything the verifier and the row need."""
+
+    task: bytes
+    """The packed Task, byte for byte."""
+    rollout: str
+    """Journal key."""
+    epoch: str
+    attempt: int
+    status: Status
+    error: Failure | None = None
+    calls: tuple[bytes, ...] = ()
+    """Packed CallRecords in the order they were begun."""
+    main: str | None = None
+    """Path of the model call that ends the main branch; None when no call was made."""
+    tail_items: tuple[bytes, ...] = ()
+    """Packed items after the last model call on the main branch (outputs nobody answered)."""
+    tools: bytes = b""
+    """Packed list of the tool definitions offered to the policy model."""
+    prompt_items: int = 0
+    """How many input items of the main branch are the prompt (row and environment)."""
+    state: bytes = b""
+    """Final state of a stateful environment, packed as its author's type; empty for none."""
+    session: bytes = b""
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the verifiers said."""
+
+    reward: float | None
+    """Null unless a verifier returned it: an infrastructure failure is never reward 0."""
+    components: tuple[tuple[str, float], ...] = ()
+    """Weighted parts; they sum to `reward`."""
+    error: Failure | None = None
+    seconds: float = 0.0
+    calls: tuple[bytes, ...] = ()
+    """Packed CallRecords of judge and tool calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A finished rollout on its way to a sink or trainer."""
+
+    rollout_id: str
+    task_index: int
+    repeat: int
+    run: str
+    generation: str
+    trajectory: bytes
+    """The packed Trajectory, byte for byte."""
+    verdict: Verdict
+
+
+Message = Task | ModelCall | ToolCall | Reply | Trajectory | Result
+"""What travels alone; the rest travels inside these or in the journal."""

@@ -1,0 +1,61 @@
+"""Names on the wire: one escaping rule, one place for ids.
+
+Queue names and routing keys are dot-separated, so a name that may hold anything (a model's:
+`Qwen/Qwen2.5-7B`) is escaped; run and environment names are restricted where the user types them.
+"""
+
+import hashlib
+import re
+import uuid
+from typing import Final, NamedTuple
+
+#: Run and environment names: they stand in queue names, routing keys, paths and metrics unescaped.
+NAME_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}")
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a run or an environment."""
+    return NAME_PATTERN.fullmatch(text) is not None
+
+
+def escape(text: str) -> str:
+    """Make any text fit one dot-free word of a routing key, reversibly: `/` becomes `~2f`."""
+    return "".join(
+        c if _PLAIN.fullmatch(c) else "".join(f"~{b:02x}" for b in c.encode()) for c in text
+    )
+
+
+def unescape(word: str) -> str:
+    """Undo `escape`."""
+    parts = re.split(r"((?:~[0-9a-f]{2})+)", word)
+    return "".join(bytes.fromhex(p.replace("~", "")).decode() if p[:1] == "~" else p for p in parts)
+
+
+class RolloutId(NamedTuple):
+    """A task instance: run / input line / repeat, the same in every attempt and delivery."""
+
+    run: str
+    task_index: int
+    """Zero-based input line."""
+    repeat: int
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.task_index}/{self.repeat}"
+
+
+def journal_key(run: str, generation: str, task_index: int, repeat: int) -> str:
+    """The rollout's name in the journal. The generation makes a deleted output start afresh."""
+    return f"{run}.{generation}/{task_index}/{repeat}"
+
+
+def new_worker_id(kind: str) -> str:
+    """Unique per process start: `agent-<32 hex>`; also the name of its inbox."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def shard_of(rollout_id: str, shards: int) -> int:
+    """The shard that a rollout's row belongs to: stable across processes and versions."""
+    digest = hashlib.blake2b(rollout_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % shards

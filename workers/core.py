@@ -1,0 +1,215 @@
+"""The core loop that every worker kind runs on: take, handle, settle exactly once.
+
+    async with consume(queue): each delivery becomes a task -> handle(delivery) -> Outcome -> settle
+
+Prefetch is the concurrency limit. A delivery is settled after its effect is durable, never before.
+Stopping is crashing, politely: stop consuming, let what is nearly done end within a grace, cancel
+the rest, and give every unsettled delivery back; others go on with it at once.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from broker.base import Broker, Delivery, Outgoing
+from broker.errors import BrokerError, JournalUnavailable, QueueFull, WireError
+from broker.topology import DEAD, LADDER_S, QueueSpec, Stage, ladder_exchange
+
+log = logging.getLogger(__name__)
+
+#: Header that counts how often a message went over the ladder after an unexpected error.
+FAILURES_HEADER: Final = "warren-failures"
+REASON_HEADER: Final = "warren-reason"
+QUEUE_HEADER: Final = "warren-queue"
+#: An error that nobody expected is tried this often, then the message is dead-lettered.
+MAX_FAILURES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done, and what follows is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Not done: for somebody else, at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not done: back in the same stage after a wait that costs nobody a slot."""
+
+    delay_s: float
+    body: bytes | None = None
+    """The message to come back with; None for the same."""
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Can never be done: to the dead letters, with the reason."""
+
+    reason: str
+
+
+Outcome = Ack | GiveBack | Later | Dead
+Handler = Callable[[Delivery], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One queue that a worker consumes, and what it does with what comes."""
+
+    queue: QueueSpec
+    prefetch: int
+    handle: Handler
+    stage: Stage | None
+    """Whose ladder its messages wait on; None for queues whose messages never wait."""
+
+
+async def serve(
+    broker: Broker, sources: Sequence[Source], *, stop: asyncio.Event, grace_s: float = 2.0
+) -> None:
+    """Consume until `stop`, then end within about `grace_s`. The caller closes the broker.
+
+    Raises BrokerError when the broker is gone for good: crash, and let a supervisor restart us.
+    """
+    await broker.declare([source.queue for source in sources])
+    async with asyncio.TaskGroup() as group:
+        running: set[asyncio.Task[None]] = set()
+
+        def start(source: Source, delivery: Delivery) -> None:
+            task = group.create_task(settle(broker, source, delivery))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        async with AsyncExitStack() as consuming:
+            for source in sources:
+                await consuming.enter_async_context(
+                    broker.consume(source.queue.name, source.prefetch, _starter(start, source))
+                )
+            await stop.wait()
+        if running:
+            await asyncio.wait(running, timeout=grace_s)
+        for task in running:
+            task.cancel()
+
+
+def _starter(
+    start: Callable[[Source, Delivery], None], source: Source
+) -> Callable[[Delivery], None]:
+    return lambda delivery: start(source, delivery)
+
+
+async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:
+    """Handle one delivery and settle it exactly once, whatever happens. The one broad `except`."""
+    try:
+        try:
+            outcome = await source.handle(delivery)
+        except WireError as e:
+            outcome = Dead(str(e))
+        except JournalUnavailable as e:
+            log.warning("journal unavailable", extra={"queue": source.queue.name, "error": str(e)})
+            await asyncio.sleep(random.uniform(0.5, 1.5))
+            outcome = GiveBack()
+        except BrokerError:
+            raise
+        except Exception as e:
+            log.exception("unexpected error", extra={"queue": source.queue.name})
+            outcome = _after_failure(source, delivery, e)
+        await _apply(broker, source, delivery, outcome)
+    except BaseException:
+        delivery.give_back()
+        raise
+
+
+def _after_failure(source: Source, delivery: Delivery, error: Exception) -> Outcome:
+    failures = int(delivery.headers.get(FAILURES_HEADER, 0)) + 1
+    if failures >= MAX_FAILURES or source.stage is None:
+        return Dead(f"{type(error).__name__}: {error} ({failures} times)")
+    return Later(5.0, failures=failures)
+
+
+async def _apply(broker: Broker, source: Source, delivery: Delivery, outcome: Outcome) -> None:
+    match outcome:
+        case Ack():
+            delivery.ack()
+        case GiveBack():
+            delivery.give_back()
+        case Later():
+            await publish_patiently(broker, _on_ladder(source, delivery, outcome))
+            delivery.ack()
+        case Dead(reason):
+            log.error("dead letter", extra={"queue": source.queue.name, "reason": reason})
+            await publish_patiently(broker, dead_letter(delivery, source.queue.name, reason))
+            delivery.ack()
+
+
+def _on_ladder(source: Source, delivery: Delivery, later: Later) -> Outgoing:
+    if source.stage is None:
+        raise ValueError(f"messages of {source.queue.name} cannot wait on a ladder")
+    rung = min(
+        (name for name, seconds in LADDER_S.items() if seconds >= later.delay_s),
+        key=LADDER_S.__getitem__,
+        default=max(LADDER_S, key=LADDER_S.__getitem__),
+    )
+    failures = (
+        int(delivery.headers.get(FAILURES_HEADER, 0)) if not later.failures else later.failures
+    )
+    return Outgoing(
+        exchange=ladder_exchange(source.stage, rung).name,
+        key=delivery.key,
+        body=delivery.body if later.body is None else later.body,
+        kind=delivery.kind,
+        headers={**own_headers(delivery), FAILURES_HEADER: failures},
+    )
+
+
+def dead_letter(delivery: Delivery, queue: str, reason: str) -> Outgoing:
+    """The message as it came, with where it died and why."""
+    return Outgoing(
+        exchange=DEAD.name,
+        key=delivery.key or "none",
+        body=delivery.body,
+        kind=delivery.kind,
+        headers={**own_headers(delivery), REASON_HEADER: reason[:2000], QUEUE_HEADER: queue},
+    )
+
+
+def own_headers(delivery: Delivery) -> dict[str, str | int]:
+    """Only our own headers: RabbitMQ's `x-death` and kin must not be published again."""
+    return {k: v for k, v in delivery.headers.items() if k.startswith("warren-")}
+
+
+async def publish_patiently(broker: Broker, message: Outgoing) -> None:
+    """Publish; while a bounded queue refuses, wait and try again: that is back-pressure."""
+    delay_s = 0.05
+    while True:
+        try:
+            return await broker.publish(message)
+        except QueueFull:
+            await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+            delay_s = min(delay_s * 2, 2.0)
+
+
+__all__ = [
+    "FAILURES_HEADER",
+    "QUEUE_HEADER",
+    "REASON_HEADER",
+    "Ack",
+    "Dead",
+    "GiveBack",
+    "Handler",
+    "Later",
+    "Outcome",
+    "Source",
+    "dead_letter",
+    "own_headers",
+    "publish_patiently",
+    "serve",
+    "settle",
+]

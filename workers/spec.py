@@ -1,0 +1,195 @@
+"""What an environment gives to the workers: plain values that `warren.Environment` builds.
+
+Workers know nothing of decorators or files; they see tools with schemas, reward functions with
+weights, an agent, a policy for demos. An environment's *name* is what travels in messages.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from broker.messages import Failure, Sampling, Status, Usage
+
+Item = dict[str, Any]
+"""A Responses API item: message, function_call, function_call_output, reasoning, ..."""
+
+Effect = Literal["pure", "idempotent", "at_most_once"]
+"""What running a tool twice does: nothing; the same as once; harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as the model sees it and as the tool worker runs it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments."""
+    run: Callable[["ToolRun"], Awaitable[object]]
+    """Validates the arguments against the signature, then runs the function."""
+    effect: Effect = "idempotent"
+    timeout_s: float = 60.0
+    max_output_bytes: int = 64 * 1024
+
+    def definition(self) -> Item:
+        """The Responses API tool definition offered to models."""
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": dict(self.parameters),
+            "strict": False,
+        }
+
+
+@dataclass(slots=True)
+class ToolRun:
+    """One run of a tool: what it gets, and the state it may change."""
+
+    arguments: Mapping[str, Any]
+    """Parsed JSON object, not yet validated."""
+    idempotency_key: str
+    """The same in every try of this call: rollout and path."""
+    state: Any = None
+    """The rollout's state, decoded; what the tool leaves here is stored with its result."""
+    session: Any = None
+    """The live object of a sticky session."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BadArguments(Exception):
+    """The model's arguments don't fit the tool's schema; the text is for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """One reward function and its weight in the sum."""
+
+    name: str
+    weight: float
+    run: Callable[["Rollout", "VerifierContext"], Awaitable[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A finished rollout as verifiers see it. Read-only; model output in it is untrusted."""
+
+    rollout_id: str
+    task: Mapping[str, Any]
+    """The dataset's row, every key of it."""
+    prompt: Sequence[Item]
+    """What the policy was given."""
+    output: Sequence[Item]
+    """What followed: the policy's items and the tools' outputs, main branch."""
+    status: Status
+    error: Failure | None
+    state: Any
+    """Final state of a stateful environment."""
+    session: Any
+    steps: int
+    usage: Usage
+
+    @property
+    def answer(self) -> str:
+        """Text of the policy's last message; empty when there is none."""
+        for item in reversed(self.output):
+            if item.get("type") == "message" and item.get("role") == "assistant":
+                return message_text(item)
+        return ""
+
+    @property
+    def tool_calls(self) -> list[Item]:
+        """The policy's tool calls in order: `name`, `arguments` (JSON text), `call_id`."""
+        return [item for item in self.output if item.get("type") == "function_call"]
+
+    @property
+    def tool_outputs(self) -> list[Item]:
+        """What the tools answered: dicts with `call_id` and `output`."""
+        return [item for item in self.output if item.get("type") == "function_call_output"]
+
+
+def message_text(item: Item) -> str:
+    """The text of a message item, whatever the form of its content."""
+    content = item.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(
+        str(p.get("text", "")) for p in parts if isinstance(p, dict) and p.get("text") is not None
+    )
+
+
+class VerifierContext(Protocol):
+    """What a verifier may ask for while it judges; every call is journaled."""
+
+    async def judge(self, prompt: str | Sequence[Item], **options: Any) -> str:
+        """Ask the judge model; the text of its answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRequest:
+    """What a scripted policy sees of a model call."""
+
+    items: Sequence[Item]
+    tools: Sequence[Item]
+    rollout: str
+    """The rollout's id, `run/task/repeat`: hash it for deterministic variety."""
+    path: str
+    temperature: float | None = None
+
+
+Policy = Callable[[PolicyRequest], "list[Item] | str | Awaitable[list[Item] | str]"]
+"""A scripted policy: the next output items, or just the text of a message."""
+
+AgentFunction = Callable[..., Awaitable[object]]
+"""`async def agent(ctx, task)`: see workers/agent/context.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """How a stateful environment makes, packs and reads its state."""
+
+    setup: Callable[[Mapping[str, Any]], Awaitable[object]]
+    pack: Callable[[object], bytes]
+    unpack: Callable[[bytes], object]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSpec:
+    """One environment, as its workers need it."""
+
+    name: str
+    system_prompt: str = ""
+    examples: Sequence[Item] = ()
+    """Few-shot items that stand between the system prompt and the task."""
+    tools: Mapping[str, ToolSpec] = field(default_factory=dict)
+    rewards: Sequence[RewardSpec] = ()
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    agent: AgentFunction | None = None
+    """None: the default tool loop."""
+    policy: Policy | None = None
+    """Scripted model for demos and tests."""
+    state: StateSpec | None = None
+    judge_model: str | None = None
+    source: str = ""
+    """File that it was loaded from, for error texts."""
+
+
+__all__ = [
+    "AgentFunction",
+    "BadArguments",
+    "Effect",
+    "EnvironmentSpec",
+    "Item",
+    "Policy",
+    "PolicyRequest",
+    "RewardSpec",
+    "Rollout",
+    "Sampling",
+    "StateSpec",
+    "ToolRun",
+    "ToolSpec",
+    "VerifierContext",
+    "message_text",
+]
