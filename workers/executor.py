@@ -28,7 +28,7 @@ from broker.journal.base import (
 )
 from broker.messages import Call, Reply, ReplyKind
 from broker.topology import REPLY
-from workers.core import Ack, Later, Outcome
+from broker.serve import Ack, Later, Outcome
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The core loop that every worker kind runs on: take, handle, settle exactly once.
+"""The core loop that every worker kind, sinks included, runs on: take, handle, settle exactly once.
 
     async with consume(queue): each delivery becomes a task -> handle(delivery) -> Outcome -> settle
 
