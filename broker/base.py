@@ -101,7 +101,7 @@ class Broker(Protocol):
         ...
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Create these queues with their exchanges and bindings. Idempotent; redone on reconnect."""
+        """Create these queues with exchanges and bindings. Idempotent; redone on reconnect."""
         ...
 
     async def publish(self, message: Outgoing) -> None:

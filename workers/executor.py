@@ -27,8 +27,8 @@ from broker.journal.base import (
     Mismatch,
 )
 from broker.messages import Call, Reply, ReplyKind
-from broker.topology import REPLY
 from broker.serve import Ack, Later, Outcome
+from broker.topology import REPLY
 
 log = logging.getLogger(__name__)
 
