@@ -11,6 +11,7 @@
     - Undecodable
     - TooLarge
   + Unreachable         a URL of the user's can't be reached or refuses us (exit code 3)
+  + UsageError          what the user asked for or gave us is wrong (exit code 2)
 """
 
 
@@ -61,3 +62,7 @@ class TooLarge(WireError):
 
 class Unreachable(WarrenError):
     """A broker, store or model endpoint can't be reached or refuses us. The text masks secrets."""
+
+
+class UsageError(WarrenError):
+    """A wrong flag, setting or input. The text says what is wrong, where, and what is allowed."""
