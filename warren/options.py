@@ -1,0 +1,182 @@
+"""What each command was asked to do, as plain frozen values: the seam between CLI and commands.
+
+`cli.py` parses flags, environment and warren.toml into one of these plus a `Settings`, imports the
+command's module and calls `async def run(options, settings) -> int`; the int is the exit code.
+Options say what this one command shall do; `Settings` says where things are (broker, models, ...).
+
+A command returns EXIT_OK or EXIT_FAILED and raises for everything else: UsageError (2),
+Unreachable (3). KeyboardInterrupt (130) is the CLI's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from broker.messages import Limits, Sampling
+
+#: Every rollout has a row.
+EXIT_OK: Final = 0
+#: Bad usage or bad input.
+EXIT_USAGE: Final = 2
+#: A broker, store or model endpoint can't be reached or refuses us.
+EXIT_UNREACHABLE: Final = 3
+#: More failed rollouts than --max-failed allows.
+EXIT_FAILED: Final = 4
+#: Ctrl-C or SIGTERM; the same command goes on.
+EXIT_INTERRUPTED: Final = 130
+
+WorkerKind = Literal["agent", "tool", "model", "verifier", "sink"]
+WORKER_KINDS: Final[tuple[WorkerKind, ...]] = ("agent", "tool", "model", "verifier", "sink")
+
+Workers = Literal["own", "external"]
+"""Whether `collect` starts all workers itself, or uses those that run already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `collect` and `enqueue` share: which rollouts to make, and how."""
+
+    tasks: str
+    """Path of the dataset, or `-` for standard input."""
+    environment: str
+    """As typed: a name, or `path/to/file.py[:name]`."""
+    model: str
+    """A model's name; `scripted` is the environment's own policy."""
+    run_id: str | None = None
+    """None: a new random one, or that of the run to go on with."""
+    repeats: int = 1
+    limit: int | None = None
+    """Only the first so many input lines."""
+    sampling: Sampling = Sampling()
+    limits: Limits = Limits()
+    system_prompt: str | None = None
+    """Replaces the environment's; already read where a file was named."""
+    window: int | None = None
+    """Most uncommitted instances at a time; None leaves it to the command."""
+    max_failed: int | None = None
+    """More failed rollouts than this: EXIT_FAILED. None: all may fail."""
+    skip_bad: bool = False
+    """Go on without the input lines that are invalid."""
+    retry_failed: bool = False
+    """Run the failed rollouts of an earlier call again, as new attempts."""
+    quiet: bool = False
+    """No progress, no summary."""
+    json: bool = False
+    """One JSON object as stdout's last line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectOptions(RunOptions):
+    """`warren collect`."""
+
+    output: Path
+    """`.parquet` writes Parquet; everything else JSONL."""
+    failures: Path | None = None
+    """Where failed rollouts go; None: into `output` like all others."""
+    concurrency: int = 64
+    """How many rollouts run at once."""
+    workers: Workers = "own"
+    overwrite: bool = False
+    """Delete what another run left at `output`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueOptions(RunOptions):
+    """`warren enqueue`; standing sinks write the rows."""
+
+    wait: bool = False
+    """Return when every rollout is committed, as `collect` does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """`warren worker KIND`."""
+
+    kind: WorkerKind
+    environments: tuple[str, ...] = ()
+    """As typed; empty: all that settings name, else all built-in ones."""
+    models: tuple[str, ...] = ()
+    """Model workers: which ones; empty: all of `settings.models`."""
+    prefetch: int = 64
+    """How many deliveries to have in hand."""
+    output: Path | None = None
+    """Sink workers: the root; rows go to `output/<run>/`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsOptions:
+    """`warren runs`: all known runs, or one."""
+
+    run: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelOptions:
+    """`warren cancel RUN`."""
+
+    run: str
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOptions:
+    """`warren audit OUTPUT`: check every part and every id."""
+
+    output: Path
+    json: bool = False
+
+
+DlqAction = Literal["list", "show", "replay", "drop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DlqOptions:
+    """`warren dlq ACTION`."""
+
+    action: DlqAction
+    ids: tuple[str, ...] = ()
+    """Message ids as `list` shows them; empty for `list`, and where `every` is set."""
+    every: bool = False
+    """`--all`: every message (of `run`, where one is named)."""
+    run: str | None = None
+    limit: int = 50
+    """`list`: at most so many."""
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvInitOptions:
+    """`warren env init NAME`: write a working environment to start from."""
+
+    name: str
+    directory: Path = Path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvTestOptions:
+    """`warren env test ENV`: run its tasks on the scripted policy and say what is wrong."""
+
+    environment: str
+    tasks: str | None = None
+    """None: the example tasks beside the environment's file."""
+    limit: int | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvListOptions:
+    """`warren env list`."""
+
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """`warren demo`: collect the shipped example tasks, embedded."""
+
+    output: Path = Path("demo")
+    """Directory for the rollouts."""
+    repeats: int = 4
+    quiet: bool = False
+    json: bool = False
