@@ -16,8 +16,8 @@ from typing import Final
 from broker import codec
 from broker.base import Broker, Outgoing
 from broker.journal.base import (
+    Begun,
     CallRef,
-    Duplicate,
     Finished,
     Found,
     Go,
@@ -90,17 +90,13 @@ class Executor:
 
     async def _execute(self, call: Call, work: Work) -> Outcome:
         ref = ref_of(call)
-        match await self._journal.begin(ref, force=call.force):
+        match await self._begin(call, ref):
             case Found(result, inbox):
                 self._reply(call, inbox, "result", result)
             case Mismatch(inbox):
                 self._reply(call, inbox, "mismatch")
-            case Lost():
-                self._reply(call, "", "journal_lost")
             case Gone():
                 self._reply(call, "", "gone")
-            case Duplicate():
-                pass
             case Go() as go:
                 done = await work(go)
                 if isinstance(done, Postponed):
@@ -108,6 +104,18 @@ class Executor:
                     return Later(done.delay_s, codec.encode(again))
                 await self._finish(call, ref, go, done)
         return Ack()
+
+    async def _begin(self, call: Call, ref: CallRef) -> Begun:
+        """Begin; while the journal is lost, keep the call until its owner has uploaded.
+
+        So the owner never has to publish it again, and no copy of it can run beside ours.
+        """
+        while True:
+            begun = await self._journal.begin(ref, force=call.force)
+            if not isinstance(begun, Lost) or time.time() > call.deadline:
+                return begun
+            self._reply(call, "", "journal_lost")
+            await asyncio.sleep(_LOST_RETRY_S)
 
     async def _finish(self, call: Call, ref: CallRef, go: Go, done: Done) -> None:
         while True:

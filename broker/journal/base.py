@@ -133,6 +133,9 @@ class Overview:
     """Of the paths that were asked for."""
     claimed: frozenset[str]
     """Of the paths that were asked for, those being executed (or waiting on a ladder)."""
+    state: bytes = b""
+    """The rollout's state, as the last finished call left it."""
+    state_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
