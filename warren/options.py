@@ -8,7 +8,7 @@ A command returns EXIT_OK or EXIT_FAILED and raises for everything else: UsageEr
 Unreachable (3). KeyboardInterrupt (130) is the CLI's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -47,8 +47,8 @@ class RunOptions:
     repeats: int = 1
     limit: int | None = None
     """Only the first so many input lines."""
-    sampling: Sampling = Sampling()
-    limits: Limits = Limits()
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
     system_prompt: str | None = None
     """Replaces the environment's; already read where a file was named."""
     window: int | None = None
