@@ -9,7 +9,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 from broker import codec
 from broker.errors import Undecodable
@@ -166,12 +166,12 @@ def branch_tokens(nodes: Mapping[str, Node], path: str) -> list[Tokens]:
 
 def ints(packed: bytes) -> memoryview:
     """A little-endian int32 array as it stands on the wire, as native integers."""
-    return memoryview(_native("i", packed)).toreadonly()
+    return _native(packed).cast("i")
 
 
 def floats(packed: bytes) -> "memoryview[float]":
     """A little-endian float32 array as it stands on the wire, as native floats."""
-    return cast("memoryview[float]", memoryview(_native("f", packed)).toreadonly())
+    return _native(packed).cast("f")
 
 
 class _Growing:
@@ -201,13 +201,14 @@ class _Growing:
         )
 
 
-def _native(code: Literal["i", "f"], packed: bytes) -> array[Any]:
+def _native(packed: bytes) -> memoryview:
     if len(packed) % 4:
         raise Undecodable("a token array of 4-byte numbers has a rest")
-    numbers: array[Any] = array(code, packed)
-    if sys.byteorder != "little":
-        numbers.byteswap()
-    return numbers
+    if sys.byteorder == "little":
+        return memoryview(packed)
+    numbers = array("I", packed)
+    numbers.byteswap()
+    return memoryview(numbers.tobytes())
 
 
 __all__ = [
