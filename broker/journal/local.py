@@ -1,0 +1,84 @@
+"""A journal inside this process, over any table: what memory and SQLite share of `Journal`.
+
+Leases live in the process's memory: owners of a dead process are dead.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+from broker.journal.base import (
+    LEASE_S,
+    Begun,
+    CallRef,
+    Finished,
+    Gone,
+    Lost,
+    Overview,
+    Taken,
+    Upload,
+)
+from broker.journal.rules import Rules, Table
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LocalJournal(ABC):
+    """`Journal` over a table; implementations say how an operation becomes atomic."""
+
+    def __init__(self, table: Table, *, lease_s: float = LEASE_S) -> None:
+        self._lease_s = lease_s
+        self._leases: dict[str, float] = {}
+        self._rules = Rules(table, self._alive)
+
+    @abstractmethod
+    async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one operation atomically; return when it is durable as this journal means it."""
+
+    def _alive(self, inbox: str) -> bool:
+        return time.monotonic() < self._leases.get(inbox, 0.0)
+
+    async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
+        return await self._do(self._rules.take, rollout, inbox, counts)
+
+    async def release(self, rollout: str, epoch: str, inbox: str) -> None:
+        await self._do(self._rules.release, rollout, epoch, inbox)
+
+    async def begin(self, call: CallRef, *, force: bool = False) -> Begun:
+        return await self._do(self._rules.begin, call, force)
+
+    async def finish(
+        self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
+    ) -> Finished | Gone | Lost:
+        return await self._do(self._rules.finish, call, result, state, state_version)
+
+    async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
+        return await self._do(self._rules.look, rollout, epoch, tuple(paths))
+
+    async def upload(self, upload: Upload) -> bool:
+        return await self._do(self._rules.upload, upload)
+
+    async def restart(self, rollout: str, epoch: str) -> int | None:
+        return await self._do(self._rules.restart, rollout, epoch)
+
+    async def strike(self, rollout: str, epoch: str) -> int:
+        return await self._do(self._rules.strike, rollout, epoch)
+
+    async def ended(self, rollout: str, epoch: str) -> None:
+        await self._do(self._rules.ended, rollout, epoch)
+
+    async def committed(self, rollouts: Sequence[str]) -> None:
+        await self._do(self._rules.committed, tuple(rollouts))
+
+    async def renew_lease(self, inbox: str) -> None:
+        now = time.monotonic()
+        self._leases = {i: t for i, t in self._leases.items() if t > now}
+        self._leases[inbox] = now + self._lease_s
+
+    async def end_lease(self, inbox: str) -> None:
+        self._leases.pop(inbox, None)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

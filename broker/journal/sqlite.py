@@ -1,0 +1,277 @@
+"""The journal in one SQLite file: for embedded runs, which outlive their process this way.
+
+All operations of one turn of the event loop, and those that waited meanwhile, are one
+transaction of one writer thread: group commit. An operation that returned survives `kill -9`
+of the process; a power cut may take the last moments, which owners notice as a lost journal.
+"""
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+from broker.errors import JournalUnavailable, Unreachable
+from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
+from broker.journal.local import LocalJournal
+from broker.journal.sqlite_table import TABLES, SqliteTable
+from broker.journal.totals import (
+    add_totals,
+    bitmap,
+    pack_info,
+    pack_totals,
+    unpack_info,
+    unpack_totals,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What has not changed for this long is forgotten, looked after this often.
+KEEP_S: Final = 7 * 86400.0
+_EXPIRE_EVERY_S: Final = 3600.0
+#: Of the tables; a file of another version is refused.
+_VERSION: Final = 1
+#: So many operations at most are one transaction.
+_MAX_BATCH: Final = 1000
+
+_WATERMARK: Final = (
+    "INSERT INTO watermarks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+    " published = excluded.published, complete = excluded.complete"
+    " WHERE excluded.published >= published"
+)
+_REGISTER: Final = (
+    "INSERT INTO runs VALUES (?, ?, ?, 0, ?) ON CONFLICT DO UPDATE SET"
+    " generation = excluded.generation, created_at = excluded.created_at, info = excluded.info,"
+    " cancelled = CASE WHEN generation = excluded.generation THEN cancelled ELSE 0 END"
+    " WHERE generation = excluded.generation OR created_at <= excluded.created_at"
+)
+
+
+_Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+_Batch = tuple[asyncio.AbstractEventLoop, list[_Job]]
+
+
+class Database:
+    """One file, one thread: `do` returns when the operation's transaction is committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = _connect(path)
+        self._pending: list[_Job] = []
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    async def do(self, operation: Callable[[], T]) -> T:
+        """Run it in the next transaction. A cancelled caller's operation still happens."""
+        if self._closed:
+            raise JournalUnavailable("the journal is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        if not self._pending:
+            loop.call_soon(self._flush, loop)
+        self._pending.append((operation, future))
+        return await future
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        jobs, self._pending = self._pending, []
+        self._batches.put((loop, jobs))
+
+    def _work(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            loop, jobs = batch
+            last = False
+            while len(jobs) < _MAX_BATCH and not self._batches.empty() and not last:
+                more = self._batches.get()
+                last = more is None
+                jobs.extend(() if more is None else more[1])
+            outcomes = self._commit([operation for operation, _ in jobs])
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_settle, [future for _, future in jobs], outcomes)
+            if last:
+                return
+
+    def _commit(self, operations: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What each returned, or the exception that it raised."""
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            results = [operation() for operation in operations]
+            self.db.execute("COMMIT")
+        except Exception as e:
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("ROLLBACK")
+            if len(operations) > 1:  # only the one that fails shall fail
+                return [result for one in operations for result in self._commit([one])]
+            return [_translated(e)]
+        return results
+
+    async def close(self) -> None:
+        """Commit what was asked for, then let go of the file."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pending:
+            self._flush(asyncio.get_running_loop())
+        self._batches.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self.db.close()
+
+
+def _settle(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
+    for future, outcome in zip(futures, outcomes, strict=True):
+        if future.done():
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _translated(error: Exception) -> Exception:
+    return JournalUnavailable(f"SQLite: {error}") if isinstance(error, sqlite3.Error) else error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version not in {0, _VERSION}:
+            db.close()
+            raise Unreachable(f"{path} is a journal of another version of Warren ({version})")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.executescript(TABLES)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+    except sqlite3.Error as e:
+        raise Unreachable(f"cannot open the journal {path}: {e}; is its directory there?") from e
+    return db
+
+
+class SqliteJournal(LocalJournal):
+    """`Journal` in a file; one process at a time."""
+
+    def __init__(self, database: Database, *, lease_s: float, keep_s: float) -> None:
+        self._database = database
+        self._table = SqliteTable(database.db.execute)
+        self._keep_s = keep_s
+        self._expire_at = 0.0
+        super().__init__(self._table, lease_s=lease_s)
+
+    @classmethod
+    async def open(
+        cls, path: Path | str, *, lease_s: float = LEASE_S, keep_s: float = KEEP_S
+    ) -> "SqliteJournal":
+        """Make the file if it is not there. Raises Unreachable where that can't be done."""
+        database = await asyncio.to_thread(Database, Path(path))
+        return cls(database, lease_s=lease_s, keep_s=keep_s)
+
+    async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if time.monotonic() >= self._expire_at:
+            self._expire_at = time.monotonic() + min(_EXPIRE_EVERY_S, self._keep_s)
+            await self._database.do(partial(self._table.expire, self._keep_s))
+        return await self._database.do(partial(operation, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Commit what was asked for, then let go of the file."""
+        await self._database.close()
+
+
+class SqliteRuns:
+    """`Runs` in the journal's file; other processes may read it and cancel."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._db = database.db
+
+    @classmethod
+    async def open(cls, path: Path | str) -> "SqliteRuns":
+        """Make the file if it is not there. Raises Unreachable where that can't be done."""
+        return cls(await asyncio.to_thread(Database, Path(path)))
+
+    async def _write(self, *statements: tuple[str, tuple[object, ...]]) -> None:
+        await self._database.do(lambda: [self._db.execute(*each) for each in statements])
+
+    async def register(self, info: RunInfo) -> None:
+        row = (info.run, info.generation, info.created_at, pack_info(info))
+        await self._write((_REGISTER, row))
+
+    async def published(self, run: str, generation: str, count: int, complete: bool) -> None:
+        await self._write((_WATERMARK, (run, generation, count, complete)))
+
+    async def mark(
+        self,
+        run: str,
+        generation: str,
+        shard: str,
+        rows: Sequence[tuple[int, int]],
+        totals: Totals,
+    ) -> None:
+        marks = [(run, generation, repeat, index) for index, repeat in rows]
+        total = (run, generation, shard, pack_totals(totals))
+
+        def write() -> None:
+            self._db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", marks)
+            self._db.execute("REPLACE INTO totals VALUES (?, ?, ?, ?)", total)
+
+        await self._database.do(write)
+
+    async def committed(self, run: str, generation: str, repeat: int) -> bytes:
+        sql = "SELECT task_index FROM marks WHERE run = ? AND generation = ? AND repeat = ?"
+        rows = (run, generation, repeat)
+        return await self._database.do(lambda: bitmap(i for (i,) in self._db.execute(sql, rows)))
+
+    async def progress(self, run: str) -> RunProgress | None:
+        return await self._database.do(partial(self._progress, run))
+
+    def _progress(self, run: str) -> RunProgress | None:
+        row = self._db.execute("SELECT info, cancelled FROM runs WHERE run = ?", (run,)).fetchone()
+        if row is None:
+            return None
+        info = unpack_info(row[0])
+        published, complete = self._of(info, "SELECT published, complete FROM watermarks") or (0, 0)
+        (committed,) = self._of(info, "SELECT count(*) FROM marks")
+        sql = "SELECT totals FROM totals WHERE run = ? AND generation = ?"
+        totals = self._db.execute(sql, (run, info.generation)).fetchall()
+        return RunProgress(
+            info=info,
+            published=published,
+            complete=bool(complete),
+            committed=committed,
+            cancelled=bool(row[1]),
+            totals=add_totals(unpack_totals(text) for (text,) in totals),
+        )
+
+    def _of(self, info: RunInfo, select: str) -> Any:
+        sql = f"{select} WHERE run = ? AND generation = ?"
+        return self._db.execute(sql, (info.run, info.generation)).fetchone()
+
+    async def list(self) -> Sequence[RunProgress]:
+        return await self._database.do(self._list)
+
+    def _list(self) -> Sequence[RunProgress]:
+        names = self._db.execute("SELECT run FROM runs ORDER BY created_at DESC").fetchall()
+        standing = [self._progress(run) for (run,) in names]
+        return [progress for progress in standing if progress is not None]
+
+    async def cancel(self, run: str) -> bool:
+        sql = "UPDATE runs SET cancelled = 1 WHERE run = ?"
+        return await self._database.do(lambda: self._db.execute(sql, (run,)).rowcount > 0)
+
+    async def is_cancelled(self, run: str) -> bool:
+        sql = "SELECT 1 FROM runs WHERE run = ? AND cancelled"
+        found = await self._database.do(lambda: self._db.execute(sql, (run,)).fetchone())
+        return found is not None
+
+    async def forget(self, run: str) -> None:
+        tables = ("runs", "watermarks", "marks", "totals")
+        await self._write(*((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables))
+
+    async def close(self) -> None:
+        """Commit what was asked for, then let go of the file."""
+        await self._database.close()

@@ -1,0 +1,108 @@
+"""How records lie in SQLite: the tables of a journal's file, and `rules.Table` over them."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from broker.journal.record import Entry, Head
+
+#: `calls` is apart from `heads`, and `states` too, so that no write copies big values.
+TABLES: Final = """
+CREATE TABLE IF NOT EXISTS heads (
+    key TEXT PRIMARY KEY, epoch TEXT, attempt INT, phase TEXT, inbox TEXT, idle_takes INT,
+    strikes INT, state_version INT, first_taken_at REAL, stored INT, previous TEXT, changed REAL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, state BLOB);
+CREATE TABLE IF NOT EXISTS calls (
+    key TEXT, path TEXT, request_hash BLOB, carrier TEXT, starts INT, result BLOB,
+    PRIMARY KEY (key, path)
+);
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, generation TEXT, created_at REAL, cancelled INT, info TEXT
+);
+CREATE TABLE IF NOT EXISTS watermarks (
+    run TEXT, generation TEXT, published INT, complete INT, PRIMARY KEY (run, generation)
+);
+CREATE TABLE IF NOT EXISTS marks (
+    run TEXT, generation TEXT, repeat INT, task_index INT,
+    PRIMARY KEY (run, generation, repeat, task_index)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS totals (
+    run TEXT, generation TEXT, shard TEXT, totals TEXT, PRIMARY KEY (run, generation, shard)
+);
+"""
+
+_HEAD: Final = (
+    "SELECT epoch, attempt, phase, inbox, idle_takes, strikes, state_version, first_taken_at,"
+    " stored, previous FROM heads WHERE key = ?"
+)
+_PUT: Final = "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ENTRY: Final = "SELECT request_hash, carrier, starts, result FROM calls WHERE key = ? AND path = ?"
+_PUT_ENTRY: Final = (
+    "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET request_hash ="
+    " excluded.request_hash, carrier = excluded.carrier, starts = excluded.starts,"
+    " result = excluded.result"
+)
+_ENTRIES: Final = "SELECT path, request_hash, carrier, starts, result FROM calls WHERE key = ?"
+
+
+class SqliteTable:
+    """`rules.Table` in a database; whoever calls holds a transaction."""
+
+    def __init__(self, execute: Callable[..., Any]) -> None:
+        self._execute = execute
+
+    def head(self, key: str) -> Head | None:
+        row = self._execute(_HEAD, (key,)).fetchone()
+        if row is None:
+            return None
+        epoch, attempt, phase, inbox, idle_takes, strikes, version, first, stored, previous = row
+        return Head(
+            epoch=epoch,
+            attempt=attempt,
+            phase=phase,
+            inbox=inbox,
+            idle_takes=idle_takes,
+            strikes=strikes,
+            state_version=version,
+            first_taken_at=first,
+            stored=stored,
+            previous=previous,
+        )
+
+    def put(self, key: str, h: Head) -> None:
+        counts = (h.idle_takes, h.strikes, h.state_version, h.first_taken_at, h.stored, h.previous)
+        row = (key, h.epoch, h.attempt, h.phase, h.inbox, *counts, time.time())
+        self._execute(_PUT, row)
+
+    def state(self, key: str) -> bytes:
+        row = self._execute("SELECT state FROM states WHERE key = ?", (key,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def put_state(self, key: str, state: bytes) -> None:
+        self._execute("REPLACE INTO states VALUES (?, ?)", (key, state))
+
+    def entry(self, key: str, path: str) -> Entry | None:
+        row = self._execute(_ENTRY, (key, path)).fetchone()
+        return None if row is None else Entry(*row)
+
+    def put_entry(self, key: str, path: str, entry: Entry) -> None:
+        row = (key, path, entry.request_hash, entry.carrier, entry.starts, entry.result)
+        self._execute(_PUT_ENTRY, row)
+
+    def entries(self, key: str) -> Mapping[str, Entry]:
+        return {path: Entry(*row) for path, *row in self._execute(_ENTRIES, (key,))}
+
+    def clear(self, key: str) -> None:
+        self._execute("DELETE FROM calls WHERE key = ?", (key,))
+        self._execute("DELETE FROM states WHERE key = ?", (key,))
+
+    def drop(self, key: str) -> None:
+        self.clear(key)
+        self._execute("DELETE FROM heads WHERE key = ?", (key,))
+
+    def expire(self, keep_s: float) -> None:
+        """Forget what has not changed for `keep_s`."""
+        old = "SELECT key FROM heads WHERE changed < ?"
+        for (key,) in self._execute(old, (time.time() - keep_s,)).fetchall():
+            self.drop(key)
