@@ -1,0 +1,247 @@
+"""Makes a rollout's calls through its owner, counts them against its limits, records them."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from broker import codec
+from broker.messages import (
+    CallRecord,
+    Failure,
+    ModelCall,
+    ModelResult,
+    Status,
+    Task,
+    ToolCall,
+    ToolResult,
+)
+from broker.topology import MODEL, TOOL, model_key
+from workers.agent.conversation import Conversation, request_hash
+from workers.owner import Ask, Owner
+from workers.spec import EnvironmentSpec, Item
+
+
+class RolloutEnded(BaseException):
+    """Ends a rollout from inside a call; not an Exception, so agents can't swallow it."""
+
+    def __init__(self, status: Status, error: Failure) -> None:
+        super().__init__(error.message)
+        self.status = status
+        self.error = error
+
+
+class CallMaker:
+    """All calls of one rollout in one worker's hands."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        task: Task,
+        spec: EnvironmentSpec,
+        *,
+        row: bytes,
+        tools: Sequence[Item],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.attempt = owner.run.attempt
+        self.began_at = owner.run.first_taken_at
+        self.tools = codec.pack(list(tools)) if tools else b""
+        self.session = b""
+        """Packed address of the sticky session, once `setup` has made one."""
+        self.cut = False
+        """Whether the last policy call of the root branch hit a length limit."""
+        self.main: str | None = None
+        """Path of the last policy call of the root branch."""
+        self.main_conversation: Conversation | None = None
+        self._owner = owner
+        self._task = task
+        self._spec = spec
+        self._row = row
+        self._options = dict(options)
+        self._fields = {"run": task.run, "environment": task.environment, "lane": task.lane}
+        self._records: dict[str, CallRecord | None] = {}
+        self._ends: dict[bytes, str] = {}
+        self._main_length = 0
+        self._steps = 0
+        self._tokens = 0
+        self._one_by_one = asyncio.Lock() if spec.state is not None else None
+
+    @property
+    def records(self) -> tuple[bytes, ...]:
+        """Finished calls, packed, in the order they were begun."""
+        return tuple(codec.pack(r) for r in self._records.values() if r is not None)
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds at which the rollout ends."""
+        return self.began_at + self._task.limits.timeout_s
+
+    async def model(
+        self,
+        path: str,
+        conversation: Conversation,
+        model: str | None,
+        tools: Sequence[Item] | None,
+        options: Mapping[str, Any],
+    ) -> ModelResult:
+        """One model call; its output is appended to the conversation."""
+        self._check_budget()
+        policy = model is None or model == self._task.model
+        name = self._task.model if model is None else model
+        offered = self.tools if tools is None and policy else codec.pack(list(tools or ()))
+        packed_options = codec.pack({**(self._options if policy else {}), **options})
+        ask = Ask(
+            path=path,
+            request_hash=request_hash(
+                name.encode(), offered, packed_options, conversation.digests[-1]
+            ),
+            exchange=MODEL.name,
+            key=model_key(self._task.lane, name),
+            message=functools.partial(
+                ModelCall,
+                model=name,
+                input=tuple(conversation.packed),
+                tools=offered,
+                options=packed_options,
+                sticky=self._task.rollout_id,
+            ),
+            fields=self._fields,
+            timeout_s=self._timeout_s(),
+            on_timeout=functools.partial(_model_timeout, name, self._task.limits.call_timeout_s),
+        )
+        self._records[path] = None
+        started_at = time.time()
+        given = len(conversation)
+        packed = await self._owner.call(ask)
+        result = codec.read(ModelResult, packed)
+        self._records[path] = self._model_record(
+            path, conversation, given, name, packed_options, packed, started_at
+        )
+        self._tokens += result.usage.prompt_tokens + result.usage.generated_tokens
+        self._append(path, conversation, result, policy)
+        return result
+
+    def _model_record(
+        self,
+        path: str,
+        conversation: Conversation,
+        given: int,
+        name: str,
+        options: bytes,
+        result: bytes,
+        started_at: float,
+    ) -> CallRecord:
+        shared = next((n for n in range(given, 0, -1) if conversation.digests[n] in self._ends), 0)
+        return CallRecord(
+            path=path,
+            kind="model",
+            parent=self._ends[conversation.digests[shared]] if shared else None,
+            shared_items=shared,
+            new_items=tuple(conversation.packed[shared:given]),
+            name=name,
+            request=options,
+            result=result,
+            started_at=started_at,
+            finished_at=time.time(),
+        )
+
+    def _append(
+        self, path: str, conversation: Conversation, result: ModelResult, policy: bool
+    ) -> None:
+        conversation.extend(codec.unpack(result.items) if result.items else ())
+        self._ends[conversation.digests[-1]] = path
+        if policy and "." not in path:
+            self.main, self.main_conversation = path, conversation
+            self._main_length = len(conversation)
+            self.cut = result.finish_reason in ("length", "context_overflow")
+
+    @property
+    def tail(self) -> tuple[bytes, ...]:
+        """Packed items that were added to the main conversation after its last answer."""
+        if self.main_conversation is None:
+            return ()
+        return tuple(self.main_conversation.packed[self._main_length :])
+
+    async def setup(self) -> ToolResult:
+        """Create the rollout's state, on a tool worker."""
+        ready = await self._tool("setup", "", "setup", "{}", "setup")
+        self.session = ready.session
+        return ready
+
+    async def tool(self, path: str, name: str, call_id: str, arguments: str) -> ToolResult:
+        """One tool call; one at a time where it may touch the rollout's state."""
+        tool = self._spec.tools.get(name)
+        alone = tool is None or tool.effect != "pure"
+        async with self._one_by_one if self._one_by_one and alone else nullcontext():
+            return await self._tool(path, name, call_id, arguments, "tool")
+
+    async def _tool(
+        self, path: str, name: str, call_id: str, arguments: str, kind: str
+    ) -> ToolResult:
+        ask = Ask(
+            path=path,
+            request_hash=request_hash(name.encode(), call_id.encode(), arguments.encode()),
+            exchange=TOOL.name,
+            key=self._tool_key(),
+            message=functools.partial(
+                ToolCall,
+                name=name,
+                call_id=call_id,
+                arguments=arguments,
+                row=self._row,
+                session=self.session,
+            ),
+            fields=self._fields,
+            timeout_s=self._timeout_s(),
+            on_timeout=functools.partial(_tool_timeout, name, self._task.limits.call_timeout_s),
+        )
+        self._records[path] = None
+        started_at = time.time()
+        packed = await self._owner.call(ask)
+        self._records[path] = CallRecord(
+            path=path,
+            kind="setup" if kind == "setup" else "tool",
+            name=name,
+            request=arguments.encode(),
+            result=packed,
+            started_at=started_at,
+            finished_at=time.time(),
+        )
+        return codec.read(ToolResult, packed)
+
+    def _tool_key(self) -> str:
+        """Any tool worker of the environment, or the one that owns the rollout's session."""
+        if not self.session:
+            return self._task.environment
+        return f"session.{codec.unpack(self.session)['worker']}"
+
+    def _timeout_s(self) -> float:
+        left = self.deadline - time.time()
+        return max(min(self._task.limits.call_timeout_s, left + 5.0), 0.0)
+
+    def _check_budget(self) -> None:
+        limits = self._task.limits
+        self._steps += 1
+        if self._steps > limits.max_steps:
+            raise RolloutEnded("truncated", _budget(f"stopped after {limits.max_steps} steps"))
+        if limits.max_total_tokens is not None and self._tokens >= limits.max_total_tokens:
+            raise RolloutEnded("truncated", _budget(f"stopped after {self._tokens} tokens"))
+
+
+def _budget(message: str) -> Failure:
+    return Failure(kind="budget", message=message)
+
+
+def _model_timeout(model: str, timeout_s: float) -> bytes:
+    message = f"no answer from model {model!r} within {timeout_s:g} s"
+    return codec.pack(ModelResult(error=Failure(kind="infra", message=message)))
+
+
+def _tool_timeout(tool: str, timeout_s: float) -> bytes:
+    message = f"no answer from tool {tool!r} within {timeout_s:g} s"
+    return codec.pack(
+        ToolResult(output=f"error: {message}", error=Failure(kind="infra", message=message))
+    )

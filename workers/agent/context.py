@@ -1,0 +1,201 @@
+"""What an agent works with: `ctx.model`, `ctx.tool`, `ctx.gather`, and time and chance that replay.
+
+Agent code must be deterministic given its results, because after a crash it runs again from the
+start with the finished calls answered from the journal. Everything random or timed comes from the
+context; each call has a path that depends on the code's structure only, never on who was faster.
+"""
+
+import asyncio
+import json
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from broker import codec
+from broker.messages import Failure, ModelResult, ToolResult, Usage
+from workers.agent.calls import CallMaker
+from workers.agent.conversation import Conversation
+from workers.spec import Item, message_text
+
+T = TypeVar("T")
+
+
+class ModelFailed(Exception):
+    """The model could not answer; uncaught, it ends the rollout as failed with this reason."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """What a model answered."""
+
+    items: Sequence[Item]
+    """Responses output items: messages, tool calls, reasoning."""
+    finish_reason: str
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """The text of all its messages."""
+        return "".join(message_text(i) for i in self.items if i.get("type") == "message")
+
+    @property
+    def tool_calls(self) -> list[Item]:
+        """Its tool calls, in its order."""
+        return [i for i in self.items if i.get("type") == "function_call"]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut by a length limit; the rollout can't usefully go on."""
+        return self.finish_reason in ("length", "context_overflow")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReply:
+    """What a tool answered."""
+
+    call_id: str
+    output: str
+    error: Failure | None
+
+    @property
+    def item(self) -> Item:
+        """As the model reads it."""
+        return {
+            "type": "function_call_output",
+            "call_id": self.call_id,
+            "output": self.output,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTask:
+    """The task as a custom agent sees it."""
+
+    rollout_id: str
+    row: Mapping[str, Any]
+    """The dataset's row, every key of it."""
+    prompt: Sequence[Item]
+    """System prompt, examples and the task's items: what the default agent starts from."""
+    tools: Sequence[Item] = field(default_factory=list)
+    """Tool definitions offered to the policy model."""
+
+
+class Context:
+    """One branch of a rollout; the agent gets the root, `gather` makes more."""
+
+    def __init__(self, calls: CallMaker, task: AgentTask, prefix: str = "") -> None:
+        self.task = task
+        self.conversation = Conversation(task.prompt)
+        """The main conversation: `ctx.model()` continues it."""
+        self.random = random.Random(f"{task.rollout_id}/{calls.attempt}/{prefix}")
+        """Seeded by rollout, attempt and branch, so that a replay draws the same."""
+        self._calls = calls
+        self._prefix = prefix
+        self._next = 0
+        self._step = "start"
+        self._tools_called = 0
+
+    async def model(
+        self,
+        conversation: Conversation | Sequence[Item] | None = None,
+        *,
+        model: str | None = None,
+        tools: Sequence[Item] | None = None,
+        **options: Any,
+    ) -> ModelReply:
+        """Ask a model to continue a conversation (default: the main one, the policy model).
+
+        The answer's items are appended to the conversation. `options` are further fields of a
+        Responses request (temperature, tool_choice, ...). Raises ModelFailed.
+        """
+        if conversation is None:
+            conversation = self.conversation
+        elif not isinstance(conversation, Conversation):
+            conversation = Conversation(conversation)
+        self._step = path = self._claim()
+        self._tools_called = 0
+        result = await self._calls.model(path, conversation, model, tools, options)
+        if result.error is not None:
+            raise ModelFailed(result.error)
+        return _reply(result, conversation)
+
+    async def tool(
+        self, name: str, arguments: Mapping[str, Any] | str, *, call_id: str | None = None
+    ) -> ToolReply:
+        """Run one of the environment's tools. Its failures come back as its output."""
+        path = f"{self._prefix}{self._step}.tool.{self._tools_called}"
+        self._tools_called += 1
+        call_id = call_id or f"call_{path}"
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        result = await self._calls.tool(path, name, call_id, text)
+        return ToolReply(call_id, result.output, result.error)
+
+    async def run_tools(self, reply: ModelReply) -> list[ToolReply]:
+        """Run the tool calls of a reply at once (one by one where the environment has state)."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self.tool(
+                        str(call.get("name", "")),
+                        _arguments(call),
+                        call_id=str(call.get("call_id", "")) or None,
+                    )
+                )
+                for call in reply.tool_calls
+            ]
+        return [task.result() for task in tasks]
+
+    async def gather(self, *branches: Callable[["Context"], Awaitable[T]]) -> list[T]:
+        """Run branches concurrently, each with a context of its own; results in their order."""
+        place = self._claim()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    _await(branch(Context(self._calls, self.task, f"{self._prefix_of(place)}{n}.")))
+                )
+                for n, branch in enumerate(branches)
+            ]
+        return [task.result() for task in tasks]
+
+    def now(self) -> float:
+        """When this attempt began, in Unix seconds: the same in every replay."""
+        return self._calls.began_at
+
+    def uuid(self) -> str:
+        """A random id that is the same in every replay."""
+        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a replay waits again."""
+        await asyncio.sleep(seconds)
+
+    def _claim(self) -> str:
+        place = str(self._next)
+        self._next += 1
+        return f"{self._prefix}{place}"
+
+    def _prefix_of(self, place: str) -> str:
+        return f"{place}."
+
+
+async def _await(branch: Awaitable[T]) -> T:
+    return await branch
+
+
+def _reply(result: ModelResult, conversation: Conversation) -> ModelReply:
+    items: list[Item] = codec.unpack(result.items) if result.items else []
+    return ModelReply(items, result.finish_reason, result.usage)
+
+
+def _arguments(call: Item) -> str:
+    arguments = call.get("arguments", "")
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+
+__all__ = ["AgentTask", "Context", "ModelFailed", "ModelReply", "ToolReply", "ToolResult"]

@@ -1,0 +1,72 @@
+"""A conversation that grows: every item is packed and hashed once, however often it is sent."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from broker import codec
+from workers.spec import Item
+
+_EMPTY: Final = b""
+
+
+class Conversation:
+    """Responses items in order; append-only, so that history is never encoded again.
+
+    `digests[n]` identifies the first `n` items: two conversations share a prefix exactly when they
+    share its digest.
+    """
+
+    def __init__(self, items: Iterable[Item] = ()) -> None:
+        self._items: list[Item] = []
+        self.packed: list[bytes] = []
+        self.digests: list[bytes] = [_EMPTY]
+        self.extend(items)
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """The items so far. Treat them as frozen: what was sent can't be changed."""
+        return self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def append(self, item: Item) -> None:
+        """Add one item. Raises Undecodable where it is not plain data."""
+        self.append_packed(item, codec.pack(item))
+
+    def append_packed(self, item: Item, packed: bytes) -> None:
+        """Add an item whose packed form is known."""
+        self._items.append(item)
+        self.packed.append(packed)
+        self.digests.append(_digest(self.digests[-1], packed))
+
+    def extend(self, items: Iterable[Item]) -> None:
+        """Add items in order."""
+        for item in items:
+            self.append(item)
+
+    def say(self, text: str, role: str = "user") -> None:
+        """Add a message."""
+        self.append({"type": "message", "role": role, "content": text})
+
+    def fork(self) -> "Conversation":
+        """A copy that grows on its own."""
+        copy = Conversation()
+        copy._items = self._items.copy()
+        copy.packed = self.packed.copy()
+        copy.digests = self.digests.copy()
+        return copy
+
+
+def request_hash(*parts: bytes) -> bytes:
+    """Identifies a request: what a replay must ask again at the same path."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(len(part).to_bytes(4, "big"))
+        hashed.update(part)
+    return hashed.digest()
+
+
+def _digest(prefix: bytes, packed: bytes) -> bytes:
+    return hashlib.blake2b(prefix + packed, digest_size=16).digest()

@@ -1,0 +1,371 @@
+"""How an owner makes calls: publish, wait for the reply, trust the journal.
+
+An agent worker owns rollouts, a verifier worker owns verifications; both call models and tools the
+same way. Replies are hints that come to the worker's inbox; a sweep finds the ones that were lost,
+publishes again what was lost with a connection, and notices when another worker took over.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from broker import codec
+from broker.base import Broker, Delivery, Outgoing
+from broker.errors import JournalUnavailable, WireError
+from broker.journal.base import (
+    LEASE_RENEW_S,
+    CallRef,
+    Finished,
+    Gone,
+    Journal,
+    Lost,
+    Overview,
+    Owned,
+    Run,
+    Stored,
+    Taken,
+    Upload,
+)
+from broker.messages import Call, Reply, ReplyKind
+from broker.serve import publish_patiently
+from broker.topology import inbox, queue_name
+
+log = logging.getLogger(__name__)
+
+#: Replies in hand; each is handled at once, so this only bounds a burst.
+_INBOX_PREFETCH: Final = 500
+#: Lost replies are found this late at worst.
+SWEEP_S: Final = 20.0
+#: After a reconnect, calls that nobody has are published again this much later: what was merely
+#: on its way has arrived by then.
+SETTLE_S: Final = 3.0
+
+
+class Replaced(Exception):
+    """Another worker or attempt owns this rollout by now: stop, and take it again to see."""
+
+
+class Nondeterministic(Exception):
+    """The agent asked something else at a path than it did before: its replay can't be trusted."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"call {path} differs from the one that was made there before. Agent code must be "
+            f"deterministic given its results: take time, randomness and ids from ctx"
+        )
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One call to make: what, where to, and what it becomes when nobody answers in time."""
+
+    path: str
+    request_hash: bytes
+    exchange: str
+    key: str
+    message: Callable[..., Call]
+    """Makes the message from the fields that `Call` has."""
+    fields: Mapping[str, object]
+    """Fields of `Call` that the owner does not know: run, environment, lane."""
+    timeout_s: float
+    on_timeout: Callable[[], bytes]
+    """The packed result that says so."""
+
+
+class _Waiting:
+    """A call that is out."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.deadline = time.time() + ask.timeout_s
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def hear(self, reply: Reply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+    def fail(self, error: Exception) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+    async def next_reply(self) -> Reply:
+        """Wait within the deadline; a later reply gets a new future."""
+        async with asyncio.timeout(max(self.deadline - time.time(), 0.0)):
+            reply = await self.reply
+        self.reply = asyncio.get_running_loop().create_future()
+        return reply
+
+
+class Owner:
+    """One rollout or verification in this worker's hands."""
+
+    def __init__(
+        self, broker: Broker, journal: Journal, worker_id: str, key: str, run: Run, stateful: bool
+    ) -> None:
+        self.key = key
+        self.run = run
+        self.results: dict[str, Stored] = dict(run.results)
+        self.replayed = 0
+        self._broker = broker
+        self._journal = journal
+        self._worker_id = worker_id
+        self._stateful = stateful
+        self._waiting: dict[str, _Waiting] = {}
+
+    async def call(self, ask: Ask) -> bytes:
+        """The call's packed result: from the journal if it was made before, else make it.
+
+        Raises: Replaced, Nondeterministic, BrokerError, JournalUnavailable.
+        """
+        stored = self.results.get(ask.path)
+        if stored is None:
+            result = await self._make(ask)
+            self.results[ask.path] = Stored(ask.request_hash, result)
+            return result
+        if stored.request_hash != ask.request_hash:
+            raise Nondeterministic(ask.path)
+        self.replayed += 1
+        return stored.result
+
+    async def _make(self, ask: Ask) -> bytes:
+        waiting = self._waiting[ask.path] = _Waiting(ask)
+        try:
+            await self._publish(waiting)
+            return await self._answer(waiting)
+        except TimeoutError:
+            return await self._give_up(waiting)
+        finally:
+            del self._waiting[ask.path]
+
+    async def _publish(self, waiting: _Waiting) -> None:
+        ask = waiting.ask
+        call = ask.message(
+            rollout=self.key,
+            epoch=self.run.epoch,
+            path=ask.path,
+            carrier=uuid.uuid4().hex,
+            request_hash=ask.request_hash,
+            held=len(self.results),
+            reply_to=self._worker_id,
+            deadline=waiting.deadline,
+            **ask.fields,
+        )
+        async with asyncio.timeout(max(waiting.deadline - time.time(), 0.0)):
+            await publish_patiently(
+                self._broker,
+                Outgoing(
+                    exchange=ask.exchange,
+                    key=ask.key,
+                    body=codec.encode(call),
+                    kind=codec.kind_of(type(call)),
+                ),
+            )
+
+    async def _answer(self, waiting: _Waiting) -> bytes:
+        while True:
+            reply = await waiting.next_reply()
+            match reply.kind:
+                case "result" if reply.result:
+                    return reply.result
+                case "result":
+                    await self.sweep()  # too large for a hint: read from the journal
+                case "journal_lost":
+                    await self._upload()
+                case "gone":
+                    raise Replaced(self.key)
+                case "mismatch":
+                    raise Nondeterministic(reply.path)
+
+    async def _give_up(self, waiting: _Waiting) -> bytes:
+        """The deadline has passed: record that as the result, unless a real one was first."""
+        ref = CallRef(
+            rollout=self.key,
+            epoch=self.run.epoch,
+            path=waiting.ask.path,
+            carrier=uuid.uuid4().hex,
+            request_hash=waiting.ask.request_hash,
+            held=len(self.results),
+        )
+        while True:
+            match await self._journal.finish(ref, waiting.ask.on_timeout()):
+                case Finished(result):
+                    return result
+                case Gone():
+                    raise Replaced(self.key)
+                case Lost():
+                    await self._upload()
+
+    async def _upload(self) -> None:
+        """Restore a journal that lost this rollout; state only the journal had is gone with it."""
+        if self._stateful:
+            raise Replaced(self.key)
+        log.warning("journal lost, uploading", extra={"rollout": self.key})
+        restored = await self._journal.upload(
+            Upload(
+                rollout=self.key,
+                epoch=self.run.epoch,
+                attempt=self.run.attempt,
+                inbox=self._worker_id,
+                results=dict(self.results),
+                first_taken_at=self.run.first_taken_at,
+            )
+        )
+        if not restored:
+            raise Replaced(self.key)
+
+    def hear(self, reply: Reply) -> None:
+        """A reply for this rollout arrived; one that nobody waits for is only late."""
+        waiting = self._waiting.get(reply.path)
+        if waiting is not None and reply.epoch == self.run.epoch:
+            waiting.hear(reply)
+
+    async def sweep(self, *, reconnected: bool = False) -> None:
+        """Look the open calls up in the journal: find lost replies, lost calls, a new owner."""
+        open_calls = dict(self._waiting)
+        seen = await self._journal.look(self.key, self.run.epoch, list(open_calls))
+        match seen:
+            case Gone():
+                self.replaced()
+            case Lost():
+                for waiting in open_calls.values():
+                    waiting.hear(self._noticed(waiting, "journal_lost"))
+            case Overview() if seen.inbox not in ("", self._worker_id):
+                self.replaced()
+            case Overview():
+                await self._resolve(open_calls, seen, reconnected)
+
+    async def _resolve(
+        self, open_calls: Mapping[str, _Waiting], seen: Overview, reconnected: bool
+    ) -> None:
+        for path, waiting in open_calls.items():
+            stored = seen.results.get(path)
+            if stored is not None:
+                waiting.hear(self._noticed(waiting, "result", stored.result))
+            elif reconnected and path not in seen.claimed and path in self._waiting:
+                # Under a new carrier: should the first copy turn up, one of the two is dropped.
+                await self._publish(waiting)
+
+    def _noticed(self, waiting: _Waiting, kind: ReplyKind, result: bytes = b"") -> Reply:
+        path = waiting.ask.path
+        return Reply(rollout=self.key, epoch=self.run.epoch, path=path, kind=kind, result=result)
+
+    async def state(self) -> bytes:
+        """The rollout's state as its last finished call left it. Raises Replaced."""
+        seen = await self._journal.look(self.key, self.run.epoch, [])
+        if not isinstance(seen, Overview):
+            raise Replaced(self.key)
+        return seen.state
+
+    def replaced(self) -> None:
+        """Wake everything that waits: this worker is not the owner any more."""
+        for waiting in self._waiting.values():
+            waiting.fail(Replaced(self.key))
+
+    @property
+    def waits(self) -> bool:
+        """Whether any call is out."""
+        return bool(self._waiting)
+
+
+class Inbox:
+    """A worker's address: takes replies, keeps the lease, sweeps. One per worker process."""
+
+    def __init__(
+        self, broker: Broker, journal: Journal, worker_id: str, *, sweep_s: float = SWEEP_S
+    ) -> None:
+        self.worker_id = worker_id
+        self._broker = broker
+        self._journal = journal
+        self._sweep_s = sweep_s
+        self._owners: dict[str, Owner] = {}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None, None]:
+        """Be reachable while the context is open; leaving it ends the lease."""
+        queue = inbox(self.worker_id)
+        await self._broker.declare([queue])
+        await self._journal.renew_lease(self.worker_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                chores = [group.create_task(chore()) for chore in (self._lease, self._sweeps)]
+                async with self._broker.consume(queue.name, _INBOX_PREFETCH, self._hear):
+                    yield
+                for task in chores:
+                    task.cancel()
+        finally:
+            await self._journal.end_lease(self.worker_id)
+            await self._broker.delete(queue.name)
+
+    async def take(self, key: str, *, counts: bool = True) -> Taken:
+        """Take a rollout; an owner whose process is gone is not waited for.
+
+        A dead process closes its connection at once, long before its lease runs out.
+        """
+        while True:
+            taken = await self._journal.take(key, self.worker_id, counts=counts)
+            if not isinstance(taken, Owned) or await self._is_consuming(taken.inbox):
+                return taken
+            await self._journal.end_lease(taken.inbox)
+
+    async def _is_consuming(self, worker_id: str) -> bool:
+        depth = await self._broker.depth(queue_name("inbox", worker_id))
+        return depth is not None and depth.consumers > 0
+
+    @contextmanager
+    def own(self, key: str, run: Run, *, stateful: bool = False) -> Generator[Owner, None, None]:
+        """Make calls for a rollout that was taken, while the context is open."""
+        owner = Owner(self._broker, self._journal, self.worker_id, key, run, stateful)
+        self._owners[key] = owner
+        try:
+            yield owner
+        finally:
+            if self._owners.get(key) is owner:
+                del self._owners[key]
+
+    def _hear(self, delivery: Delivery) -> None:
+        delivery.ack()
+        try:
+            reply = codec.decode(Reply, delivery.body, delivery.kind)
+        except WireError as e:
+            log.warning("unreadable reply", extra={"error": str(e)})
+            return
+        owner = self._owners.get(reply.rollout)
+        if owner is not None:
+            owner.hear(reply)
+
+    async def _lease(self) -> None:
+        while True:
+            with suppress(JournalUnavailable):  # what needs the journal says so itself
+                await self._journal.renew_lease(self.worker_id)
+            await asyncio.sleep(LEASE_RENEW_S)
+
+    async def _sweeps(self) -> None:
+        seen = self._broker.reconnects
+        swept_at = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, self._sweep_s))
+            reconnected = self._broker.reconnects != seen
+            if not reconnected and time.monotonic() - swept_at < self._sweep_s:
+                continue
+            if reconnected:
+                await asyncio.sleep(SETTLE_S)
+            seen, swept_at = self._broker.reconnects, time.monotonic()
+            await self._sweep(reconnected)
+
+    async def _sweep(self, reconnected: bool) -> None:
+        async with asyncio.TaskGroup() as group:
+            for owner in list(self._owners.values()):
+                if owner.waits:
+                    group.create_task(self._sweep_one(owner, reconnected))
+
+    async def _sweep_one(self, owner: Owner, reconnected: bool) -> None:
+        try:
+            await owner.sweep(reconnected=reconnected)
+        except (JournalUnavailable, TimeoutError) as e:
+            log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})
