@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from broker.messages import Failure, Sampling, Status, Usage
+from workers.threads import Threads
 
 Item = dict[str, Any]
 """A Responses API item: message, function_call, function_call_output, reasoning, ..."""
@@ -30,6 +31,10 @@ class ToolSpec:
     effect: Effect = "idempotent"
     timeout_s: float = 60.0
     max_output_bytes: int = 64 * 1024
+    isolated: bool = False
+    """Always runs in a process of its own, which is killed at the timeout."""
+    needs_task: bool = False
+    """Whether its calls must carry the dataset's row."""
 
     def definition(self) -> Item:
         """The Responses API tool definition offered to models."""
@@ -55,6 +60,7 @@ class ToolRun:
     session: Any = None
     """The live object of a sticky session."""
     row: Mapping[str, Any] = field(default_factory=dict)
+    """The task, for tools that ask for it (`ToolSpec.needs_task`)."""
 
 
 class BadArguments(Exception):
@@ -153,6 +159,8 @@ class StateSpec:
     setup: Callable[[Mapping[str, Any]], Awaitable[object]]
     pack: Callable[[object], bytes]
     unpack: Callable[[bytes], object]
+    timeout_s: float = 60.0
+    """For `setup`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,10 @@ class EnvironmentSpec:
     judge_model: str | None = None
     source: str = ""
     """File that it was loaded from, for error texts."""
+    reference: str = ""
+    """What `warren.load_environment` takes to load it in another process; empty where none can."""
+    threads: Threads = field(default_factory=Threads, compare=False, repr=False)
+    """Where its synchronous functions run; counts those that outlived their timeout."""
 
 
 __all__ = [
