@@ -1,0 +1,257 @@
+"""Where things are: one frozen `Settings`, read once, passed down as plain values.
+
+The only reader of the process's environment. Precedence: flag > environment > warren.toml >
+default. A wrong value or an unknown key is a UsageError that names where it stands and what is
+allowed. Layers below `warren/` get numbers and URLs, never `Settings`.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from broker.errors import UsageError
+from broker.masking import Secret, Url, mask_url
+from warren.keys import KEYS, PREFETCH, Key, integer, one_of, text, url
+
+DEFAULT_FILE: Final = "warren.toml"
+DEFAULT_API_KEY_ENV: Final = "OPENAI_API_KEY"
+
+Api = Literal["chat", "responses"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """One model and where it is served."""
+
+    name: str
+    base_urls: tuple[Url, ...] = ()
+    """Replicas, each up to `/v1`; empty: the provider's own address."""
+    api: Api = "chat"
+    api_key_env: str | None = None
+    """The variable that was named for the key; None: OPENAI_API_KEY, if it is set."""
+    api_key: Secret | None = None
+    max_concurrency: int = 256
+    """Requests in flight per endpoint."""
+
+    def key(self) -> Secret | None:
+        """The API key; UsageError where the variable that was named for it is not set."""
+        if self.api_key is None and self.api_key_env is not None:
+            raise UsageError(
+                f"the environment variable {self.api_key_env}, named for the API key of model"
+                f" {self.name!r}, is not set"
+            )
+        return self.api_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where things are and how this process behaves."""
+
+    broker: Url | None = None
+    """None: embedded."""
+    redis: Url | None = None
+    """None: a SQLite journal beside the output."""
+    declare_topology: bool = True
+    environments: tuple[str, ...] = ()
+    """As typed: names or `path/to/file.py[:name]`."""
+    model: str | None = None
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    prefetch: Mapping[str, int] = field(default_factory=lambda: dict(PREFETCH))
+    """By worker kind."""
+    renew_after_s: float = 600.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    """0 takes a free one; None: the command decides."""
+    log_json: bool = False
+    log_level: str | None = None
+    debug: bool = False
+    """Show tracebacks of the user's errors too."""
+    crashpoint: str | None = None
+    """For fault tests: where to kill ourselves."""
+    color: bool = True
+    """False where NO_COLOR is set."""
+
+    def secrets(self) -> frozenset[str]:
+        """Every secret text in here, for logs to mask."""
+        keys = (m.api_key.reveal() for m in self.models.values() if m.api_key)
+        passwords = (u.password for u in (self.broker, self.redis) if u)
+        return frozenset(s for s in (*keys, *passwords) if s)
+
+
+class Values:
+    """The value of each key and where it came from, by precedence."""
+
+    def __init__(
+        self, flags: Mapping[str, Any], environ: Mapping[str, str], file: "ConfigFile"
+    ) -> None:
+        self._flags = flags
+        self._environ = environ
+        self._file = file
+
+    def get(self, name: str) -> Any:
+        """The parsed value of the key, or its default. Raises UsageError."""
+        key = KEYS[name]
+        for where, raw in self._candidates(key):
+            return _parse(key, where, raw)
+        return key.default
+
+    def _candidates(self, key: Key) -> Iterable[tuple[str, Any]]:
+        if not key.hidden and key.name in self._flags:
+            yield key.options[-1], self._flags[key.name]
+        if twin := self._environ.get(key.twin):
+            yield key.twin, twin.split(",") if key.many else twin
+        if key.toml is not None and key.toml in self._file.values:
+            yield f"{self._file.path}: {key.toml}", self._file.values[key.toml]
+
+
+def _parse(key: Key, where: str, raw: Any) -> Any:
+    try:
+        if not key.many:
+            return key.parse(raw)
+        if not isinstance(raw, Sequence) or isinstance(raw, str):
+            raise ValueError("must be a list")
+        return tuple(key.parse(one) for one in raw)
+    except ValueError as e:
+        raise UsageError(f"{where}: {mask_url(repr(raw))} {e}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """warren.toml, flattened: `limits.max_steps` -> 50; models apart, they have names."""
+
+    path: str
+    values: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
+
+
+def read_file(path: Path | None) -> ConfigFile:
+    """Read `path`; without one ./warren.toml, if there is one. Raises UsageError."""
+    if path is None and not Path(DEFAULT_FILE).is_file():
+        return ConfigFile("", {}, {})
+    chosen = path or Path(DEFAULT_FILE)
+    try:
+        tree = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UsageError(f"cannot read {chosen}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{chosen} is not valid TOML: {e}") from None
+    models = tree.pop("models", {})
+    if not isinstance(models, dict) or not all(isinstance(m, dict) for m in models.values()):
+        raise UsageError(f'{chosen}: models must be tables, [models."NAME"]')
+    values = dict(_flatten(tree, ""))
+    _refuse_unknown(str(chosen), values, [k.toml for k in KEYS.values() if k.toml])
+    return ConfigFile(str(chosen), values, models)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _refuse_unknown(where: str, given: Iterable[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or else what is known, as the end of an error's sentence."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; known: " + ", ".join(names)
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> "Loaded":
+    """Read flags, environment and file once; all that is needed is in the answer.
+
+    `flags` holds only what was given, by key name, as text (`config` names the file). Raises
+    UsageError.
+    """
+    env = os.environ if environ is None else environ
+    config = flags.get("config") or env.get("WARREN_CONFIG")
+    file = read_file(Path(config) if config else None)
+    values = Values(flags, env, file)
+    return Loaded(_settings(values, file, env), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and the values that the command's own options are made from."""
+
+    settings: Settings
+    values: Values
+
+
+def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> Settings:
+    get = values.get
+    return Settings(
+        broker=get("broker"),
+        redis=get("redis"),
+        declare_topology=get("topology") == "declare",
+        environments=get("environments"),
+        model=get("model"),
+        models=_models(values, file, environ),
+        prefetch={kind: get(f"prefetch_{kind}") for kind in PREFETCH},
+        renew_after_s=get("renew_after"),
+        metrics_host=get("metrics_host"),
+        metrics_port=get("metrics_port"),
+        log_json=get("log_json"),
+        log_level=get("log_level"),
+        debug=get("debug"),
+        crashpoint=get("crashpoint"),
+        color=not environ.get("NO_COLOR"),
+    )
+
+
+_MODEL_KEYS: Final = {
+    "base_urls": url("http", "https"),
+    "api": one_of("chat", "responses"),
+    "api_key_env": text,
+    "max_concurrency": integer(1),
+}
+
+
+def _models(
+    values: Values, file: ConfigFile, environ: Mapping[str, str]
+) -> dict[str, ModelSettings]:
+    models = {name: _model_of_file(file, name, table) for name, table in file.models.items()}
+    name = values.get("model")
+    if name is not None and name != "scripted":
+        models[name] = _with_flags(models.get(name, ModelSettings(name=name)), values)
+    return {name: _with_key(model, environ) for name, model in models.items()}
+
+
+def _model_of_file(file: ConfigFile, name: str, table: Mapping[str, Any]) -> ModelSettings:
+    where = f'{file.path}: [models."{name}"]'
+    _refuse_unknown(where, table, list(_MODEL_KEYS))
+    parsed = {}
+    for key, raw in table.items():
+        many = Key(name=key, help="", parse=_MODEL_KEYS[key], many=key == "base_urls")
+        parsed[key] = _parse(many, f"{where} {key}", raw)
+    return ModelSettings(name=name, **parsed)
+
+
+def _with_flags(model: ModelSettings, values: Values) -> ModelSettings:
+    given = {
+        "base_urls": values.get("base_url"),
+        "api": values.get("api"),
+        "api_key_env": values.get("api_key_env"),
+    }
+    return replace(model, **{k: v for k, v in given.items() if v is not None})
+
+
+def _with_key(model: ModelSettings, environ: Mapping[str, str]) -> ModelSettings:
+    key = environ.get(model.api_key_env or DEFAULT_API_KEY_ENV)
+    return replace(model, api_key=Secret(key) if key else None)
+
+
+def debugging() -> bool:
+    """Whether WARREN_DEBUG asks for tracebacks; needed before settings could be read."""
+    return os.environ.get("WARREN_DEBUG", "").lower() in {"1", "true", "yes", "on"}
