@@ -1,0 +1,53 @@
+# All that a developer, CI and a newcomer type. Needs: git, make and Python 3.11 or newer.
+#   make demo     install Warren and collect the shipped example tasks
+#   make check    ruff, formatting, mypy, layers
+#   make test     all tests, over private RabbitMQ and Redis servers too
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo check test clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMPS)/base  ## Warren itself, as users get it
+
+demo: $(STAMPS)/base
+	@$(BIN)/warren demo $(DEMO)
+
+check: $(STAMPS)/check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# PYTEST="-k journal -x" narrows it down.
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest $(PYTEST)
+
+clean:
+	rm -rf $(VENV) build dist out demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is made anew when the dependencies change. The code itself is read where it stands.
+$(STAMPS)/venv: .ci/venv
+	.ci/venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/base: $(STAMPS)/venv pyproject.toml
+	$(PIP) install --editable .
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/venv pyproject.toml
+	$(PIP) install --editable '.[check,test]'
+	@touch $@ $(STAMPS)/base
+
+$(STAMPS)/test: $(STAMPS)/venv pyproject.toml
+	$(PIP) install --editable '.[test]'
+	@touch $@ $(STAMPS)/base
