@@ -1,0 +1,1 @@
+"""Producers: datasets become tasks; and the online trainer's client."""
