@@ -7,6 +7,7 @@ crash: sizes are checked before unpacking, array and map lengths and depth while
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any, Final, TypeVar, cast
 
 import msgpack
@@ -60,12 +61,12 @@ def unpack(body: bytes) -> Any:
     return value
 
 
-def encode(message: object) -> bytes:
-    """A message's body for the wire. Raises TooLarge above MAX_BODY_BYTES."""
+def encode(message: object, *, spare_bytes: int = 0) -> bytes:
+    """A message's body for the wire. Raises TooLarge above MAX_BODY_BYTES less `spare_bytes`."""
     body = pack(message)
     if len(body) > COMPRESS_ABOVE_BYTES:
         body = _compressor().compress(body)
-    if len(body) > MAX_BODY_BYTES:
+    if len(body) > MAX_BODY_BYTES - spare_bytes:
         raise TooLarge(
             f"{type(message).__name__} of {len(body)} bytes, at most {MAX_BODY_BYTES} can be sent"
         )
@@ -86,7 +87,16 @@ def decode(type_: type[T], body: bytes, kind: str | None = None) -> T:
         raise Undecodable(f"message type is {kind!r}, expected {kind_of(type_)!r}")
     if len(body) > MAX_BODY_BYTES:
         raise TooLarge(f"{len(body)} bytes, at most {MAX_BODY_BYTES} are read")
-    return read(type_, _decompress(body) if body[:4] == _ZSTD_MAGIC else body)
+    return read(type_, decompress(body))
+
+
+def digest(*parts: bytes) -> bytes:
+    """16 bytes that identify these parts in this order."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(len(part).to_bytes(4, "big"))
+        hashed.update(part)
+    return hashed.digest()
 
 
 def read(type_: type[T], packed: bytes) -> T:
@@ -125,7 +135,10 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=1, write_content_size=True)
 
 
-def _decompress(body: bytes) -> bytes:
+def decompress(body: bytes) -> bytes:
+    """A body's packed message, as it was before it was compressed for the wire."""
+    if body[:4] != _ZSTD_MAGIC:
+        return body
     try:
         size = zstandard.get_frame_parameters(body).content_size
         if size > MAX_UNPACKED_BYTES:  # an unknown size reads as the largest number

@@ -19,7 +19,7 @@ from broker.messages import (
     ToolResult,
 )
 from broker.topology import MODEL, TOOL, model_key
-from workers.agent.conversation import Conversation, request_hash
+from workers.agent.conversation import Conversation
 from workers.owner import Ask, Owner
 from workers.spec import EnvironmentSpec, Item
 
@@ -95,7 +95,7 @@ class CallMaker:
         packed_options = codec.pack({**(self._options if policy else {}), **options})
         ask = Ask(
             path=path,
-            request_hash=request_hash(
+            request_hash=codec.digest(
                 name.encode(), offered, packed_options, conversation.digests[-1]
             ),
             exchange=MODEL.name,
@@ -183,7 +183,7 @@ class CallMaker:
     ) -> ToolResult:
         ask = Ask(
             path=path,
-            request_hash=request_hash(name.encode(), call_id.encode(), arguments.encode()),
+            request_hash=codec.digest(name.encode(), call_id.encode(), arguments.encode()),
             exchange=TOOL.name,
             key=self._tool_key(),
             message=functools.partial(
@@ -191,7 +191,7 @@ class CallMaker:
                 name=name,
                 call_id=call_id,
                 arguments=arguments,
-                row=self._row,
+                row=self._row if self._needs_row(name) else b"",
                 session=self.session,
             ),
             fields=self._fields,
@@ -211,6 +211,10 @@ class CallMaker:
             finished_at=time.time(),
         )
         return codec.read(ToolResult, packed)
+
+    def _needs_row(self, name: str) -> bool:
+        tool = self._spec.tools.get(name)
+        return not name or (tool is not None and tool.needs_task)
 
     def _tool_key(self) -> str:
         """Any tool worker of the environment, or the one that owns the rollout's session."""

@@ -59,14 +59,5 @@ class Conversation:
         return copy
 
 
-def request_hash(*parts: bytes) -> bytes:
-    """Identifies a request: what a replay must ask again at the same path."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hashed.update(len(part).to_bytes(4, "big"))
-        hashed.update(part)
-    return hashed.digest()
-
-
 def _digest(prefix: bytes, packed: bytes) -> bytes:
     return hashlib.blake2b(prefix + packed, digest_size=16).digest()

@@ -125,7 +125,7 @@ def _end_of(error: BaseException) -> _End:
     """Find what happened in an exception (or a group of them); raise what is not the agent's."""
     leaves = list(_leaves(error))
     for leaf in leaves:
-        if isinstance(leaf, (*_OURS, KeyboardInterrupt, SystemExit)):
+        if isinstance(leaf, (*_OURS, KeyboardInterrupt)):
             raise leaf
     for leaf in leaves:
         match leaf:

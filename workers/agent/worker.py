@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 RENEW_AFTER_S: Final = 600.0
 #: Takes without progress after which a rollout is suspected of killing its workers.
 SUSPECT_TAKES: Final = 3
+#: What a verdict may add to the trajectory when both travel as one result.
+_RESULT_BYTES: Final = 64 * 1024
 #: How often running rollouts are checked against cancelled runs.
 _CANCEL_CHECK_S: Final = 2.0
 #: Times that a suspect may begin to run alone before it becomes a failed row.
@@ -201,9 +203,8 @@ class AgentWorker:
 
     async def _run(self, task: Task, spec: EnvironmentSpec, running: _Running) -> Outcome:
         """Take the rollout and run it, again if another attempt has replaced this one."""
-        counts = task.lane != "resume" or not running.delivery.redelivered
         while True:
-            taken = await self._inbox.take(task.journal_key, counts=counts)
+            taken = await self._inbox.take(task.journal_key)
             match taken:
                 case Committed():
                     return Ack()
@@ -271,7 +272,7 @@ class AgentWorker:
 
     async def _publish(self, task: Task, trajectory: Trajectory) -> None:
         try:
-            body = codec.encode(trajectory)
+            body = codec.encode(trajectory, spare_bytes=_RESULT_BYTES)
         except TooLarge as e:
             body = codec.encode(too_large(trajectory, e))
         await publish_patiently(

@@ -1,0 +1,208 @@
+"""One trajectory's life in a verifier worker: take it, score it, publish the result, ack.
+
+A verification is owned and journaled like a rollout, under `<rollout>/verify`: killed between two
+judge votes, no finished judge call is made again; the verdict is stored first-wins together with
+the digest of what it judged, so a redelivery scores nothing twice and mixes nothing.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from broker import codec
+from broker.base import Broker, Delivery, Outgoing
+from broker.errors import JournalUnavailable, TooLarge, Unroutable, WireError
+from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
+from broker.messages import Failure, Result, Task, Trajectory, Verdict
+from broker.names import shard_of
+from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
+from broker.topology import RESULT, SINK_SHARDS, model_queue, result_key, verify_queue
+from workers.owner import Inbox, Nondeterministic, Owner, Replaced
+from workers.spec import EnvironmentSpec
+from workers.verifier.judge import Judge
+from workers.verifier.scoring import SCORE_TIMEOUT_S, rollout_of, score
+
+log = logging.getLogger(__name__)
+
+_VERDICT_PATH: Final = "verdict"
+#: Takes without a verdict after which a trajectory is not scored any more.
+MAX_TAKES: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A verdict with the digest of the trajectory that it is about."""
+
+    digest: bytes
+    verdict: Verdict
+
+
+class VerifierWorker:
+    """Scores the trajectories of the environments it was given."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        journal: Journal,
+        inbox: Inbox,
+        environments: Mapping[str, EnvironmentSpec],
+        *,
+        prefetch: int = 64,
+        score_timeout_s: float = SCORE_TIMEOUT_S,
+    ) -> None:
+        self._broker = broker
+        self._journal = journal
+        self._inbox = inbox
+        self._environments = environments
+        self._prefetch = prefetch
+        self._score_timeout_s = score_timeout_s
+
+    def sources(self) -> list[Source]:
+        """What to serve."""
+        return [
+            Source(verify_queue(name), self._prefetch, self.handle, "verify")
+            for name in self._environments
+        ]
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Score one trajectory and publish its result."""
+        trajectory = codec.decode(Trajectory, delivery.body, delivery.kind)
+        task = codec.read(Task, trajectory.task)
+        spec = self._environments.get(task.environment)
+        if spec is None:
+            return GiveBack()
+        if trajectory.status == "failed" or not spec.rewards:
+            return await self._publish(task, delivery.body, Verdict(reward=None))
+        while True:
+            try:
+                verdict = await self._verdict(trajectory, task, spec, delivery.body)
+            except Replaced:
+                continue
+            if isinstance(verdict, Verdict):
+                return await self._publish(task, delivery.body, verdict)
+            return verdict
+
+    async def _verdict(
+        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
+    ) -> Verdict | Outcome:
+        key = f"{trajectory.rollout}/verify"
+        digest = codec.digest(body)
+        match await self._inbox.take(key):
+            case Committed():
+                return Ack()
+            case Owned():
+                return Later(5.0)  # a duplicate of what another worker scores right now
+            case Run() as run:
+                known = run.results.get(_VERDICT_PATH)
+                if known is not None and known.request_hash == digest:
+                    return codec.read(Judged, known.result).verdict
+                return await self._judge(key, run, trajectory, task, spec, digest)
+
+    async def _judge(
+        self,
+        key: str,
+        run: Run,
+        trajectory: Trajectory,
+        task: Task,
+        spec: EnvironmentSpec,
+        digest: bytes,
+    ) -> Verdict:
+        try:
+            with self._inbox.own(key, run) as owner:
+                if run.idle_takes > MAX_TAKES:
+                    verdict = _gave_up(run.idle_takes - 1)
+                else:
+                    verdict = await self._score(owner, trajectory, task, spec)
+                return await self._first(owner, digest, verdict)
+        except asyncio.CancelledError:
+            await self._let_go(key, run)
+            raise
+
+    async def _score(
+        self, owner: Owner, trajectory: Trajectory, task: Task, spec: EnvironmentSpec
+    ) -> Verdict:
+        try:
+            rollout = rollout_of(trajectory, task, spec)
+        except WireError as e:
+            failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
+            return Verdict(reward=None, error=failure)
+        judge = Judge(owner, task, spec.judge_model)
+        if spec.judge_model is not None:
+            await self._broker.declare([model_queue(task.lane, spec.judge_model)])
+        try:
+            verdict = await score(spec, rollout, judge, self._score_timeout_s)
+        except Nondeterministic as e:
+            verdict = Verdict(reward=None, error=Failure(kind="verifier", message=str(e)))
+        return dataclasses.replace(verdict, calls=judge.records)
+
+    async def _first(self, owner: Owner, digest: bytes, verdict: Verdict) -> Verdict:
+        """Store the verdict; if one about the same trajectory was first, that one counts."""
+        ref = CallRef(
+            rollout=owner.key,
+            epoch=owner.run.epoch,
+            path=_VERDICT_PATH,
+            carrier=uuid.uuid4().hex,
+            request_hash=digest,
+            held=0,
+        )
+        ours = codec.pack(Judged(digest=digest, verdict=verdict))
+        finished = await self._journal.finish(ref, ours)
+        if not isinstance(finished, Finished):
+            raise Replaced(owner.key)
+        first = codec.read(Judged, finished.result)
+        return first.verdict if first.digest == digest else verdict
+
+    async def _let_go(self, key: str, run: Run) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._journal.release(key, run.epoch, self._inbox.worker_id)
+        except (TimeoutError, JournalUnavailable):
+            log.warning("verification not released", extra={"rollout": key})
+
+    async def _publish(self, task: Task, trajectory: bytes, verdict: Verdict) -> Outcome:
+        """Send the result to every audience; keep the trajectory where one can't take it."""
+        try:
+            for message in results_for(task, trajectory, verdict):
+                await publish_patiently(self._broker, message)
+        except Unroutable as e:
+            log.error("result has no taker", extra={"rollout": task.rollout_id, "key": e.key})
+            return Later(30.0)
+        return Ack()
+
+
+def results_for(task: Task, trajectory: bytes, verdict: Verdict) -> Sequence[Outgoing]:
+    """The finished rollout's messages, one per audience."""
+    result = Result(
+        rollout_id=task.rollout_id,
+        task_index=task.task_index,
+        repeat=task.repeat,
+        run=task.run,
+        generation=task.generation,
+        trajectory=codec.decompress(trajectory),
+        verdict=verdict,
+    )
+    try:
+        body = codec.encode(result)
+    except TooLarge:  # the judges' conversations are what can make it so
+        body = codec.encode(
+            dataclasses.replace(result, verdict=dataclasses.replace(verdict, calls=()))
+        )
+    shard = shard_of(task.rollout_id, SINK_SHARDS)
+    return [
+        Outgoing(
+            exchange=RESULT.name,
+            key=result_key(who, task.run, shard),
+            body=body,
+            kind=codec.kind_of(Result),
+        )
+        for who in task.audiences
+    ]
+
+
+def _gave_up(takes: int) -> Verdict:
+    message = f"its verifier ended {takes} times without a verdict"
+    return Verdict(reward=None, error=Failure(kind="verifier", message=message))
