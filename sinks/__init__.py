@@ -1,0 +1,1 @@
+"""Finished rollouts become rows, and rows become files that no crash can tear or double."""
