@@ -186,9 +186,10 @@ class Journal(Protocol):
         """Claim a call before executing it.
 
         In this order: no record -> Lost; COMMITTED or another epoch -> Gone; a result with this
-        request hash -> Found, with another -> Mismatch; fewer results than `call.held` -> Lost;
-        claimed with another hash -> Mismatch; claimed by another carrier -> Duplicate unless
-        `force`; else the claim is this carrier's -> Go, starts += 1.
+        request hash -> Found; fewer results than `call.held` -> Lost (before any Mismatch, which
+        must be the agent's fault); a result or claim with another hash -> Mismatch; claimed by
+        another carrier -> Duplicate unless `force`; else the claim is this carrier's -> Go,
+        starts += 1.
         """
         ...
 
@@ -199,7 +200,8 @@ class Journal(Protocol):
 
         With `state`: stored with the result, only if the stored version is still
         `state_version`, which then grows by one; otherwise (somebody else moved it: this
-        executor was replaced) -> Gone, nothing stored.
+        executor was replaced) -> Gone, nothing stored. Gone too where the path was claimed or
+        finished with another request, which only a journal that was rolled back can show.
         """
         ...
 
@@ -210,19 +212,26 @@ class Journal(Protocol):
     async def upload(self, upload: Upload) -> bool:
         """Restore a lost record: create it, or add the results that are missing.
 
-        False where the record has another epoch or is committed: the owner stops.
+        False where the record has another epoch or is committed, where another living worker
+        owns it, or where a result differs from the owner's (a rolled-back journal went on without
+        it): the owner stops and gives its task *back*, never acks it; the next take decides.
         """
         ...
 
     async def restart(self, rollout: str, epoch: str) -> int | None:
         """Begin a new attempt: results, claims and state go, a new epoch begins, no owner.
 
-        The new attempt's number, or None where `epoch` is no longer the record's.
+        The new attempt's number. Asked again it is the same number until somebody takes the new
+        attempt, so that whoever noticed may die before publishing it; then, and where `epoch` is
+        older still or the rollout is committed, None. Strikes stay. Without a record: attempt 2.
         """
         ...
 
     async def strike(self, rollout: str, epoch: str) -> int:
-        """Count a failure against a rollout that ran alone; how many there are now."""
+        """Count a failure against a rollout that ran alone; how many there are now.
+
+        Of another epoch: nothing is counted.
+        """
         ...
 
     async def ended(self, rollout: str, epoch: str) -> None:
@@ -232,7 +241,7 @@ class Journal(Protocol):
     async def committed(self, rollouts: Sequence[str]) -> None:
         """Their rows are durable: keep a tombstone each, forget the rest. One pipelined operation.
 
-        Also forgets `<key>/verify`.
+        Also forgets `<key>/verify`, which from then on is as committed as its rollout.
         """
         ...
 
