@@ -79,6 +79,3 @@ class LocalJournal(ABC):
 
     async def end_lease(self, inbox: str) -> None:
         self._leases.pop(inbox, None)
-
-    async def close(self) -> None:
-        """Nothing to let go of."""

@@ -93,6 +93,9 @@ class MemoryJournal(LocalJournal):
         self.table.expire(self._keep_s)
         return operation(*args, **kwargs)
 
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
 
 @dataclass(slots=True)
 class _Generation:
