@@ -16,7 +16,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
-from broker.errors import JournalUnavailable, WireError
+from broker.errors import BrokerError, JournalUnavailable, WireError
 from broker.journal.base import (
     LEASE_RENEW_S,
     CallRef,
@@ -299,8 +299,9 @@ class Inbox:
                 for task in chores:
                     task.cancel()
         finally:
-            await self._journal.end_lease(self.worker_id)
-            await self._broker.delete(queue.name)
+            with suppress(JournalUnavailable, BrokerError):  # both end by themselves, later
+                await self._journal.end_lease(self.worker_id)
+                await self._broker.delete(queue.name)
 
     async def take(self, key: str, *, counts: bool = True) -> Taken:
         """Take a rollout; an owner whose process is gone is not waited for.
