@@ -36,18 +36,19 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is made anew when the dependencies change. The code itself is read where it stands.
+# --no-compile: what is imported is compiled then; all else only costs time and 40 MB.
 $(STAMPS)/venv: .ci/venv
 	.ci/venv $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/base: $(STAMPS)/venv pyproject.toml
-	$(PIP) install --editable .
+	$(PIP) install --no-compile --editable .
 	@touch $@
 
 $(STAMPS)/check: $(STAMPS)/venv pyproject.toml
-	$(PIP) install --editable '.[check,test]'
+	$(PIP) install --no-compile --editable '.[check,test]'
 	@touch $@ $(STAMPS)/base
 
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml
-	$(PIP) install --editable '.[test]'
+	$(PIP) install --no-compile --editable '.[test]'
 	@touch $@ $(STAMPS)/base

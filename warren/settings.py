@@ -143,7 +143,10 @@ def read_file(path: Path | None) -> ConfigFile:
     if not isinstance(models, dict) or not all(isinstance(m, dict) for m in models.values()):
         raise UsageError(f'{chosen}: models must be tables, [models."NAME"]')
     values = dict(_flatten(tree, ""))
-    _refuse_unknown(str(chosen), values, [k.toml for k in KEYS.values() if k.toml])
+    keys = {key.toml: key for key in KEYS.values() if key.toml}
+    _refuse_unknown(str(chosen), values, list(keys))
+    for place, raw in values.items():  # all of it, whatever this command uses
+        _parse(keys[place], f"{chosen}: {place}", raw)
     return ConfigFile(str(chosen), values, models)
 
 
