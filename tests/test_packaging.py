@@ -25,5 +25,5 @@ def test_the_command_line_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    heavy = {"aio_pika", "aiohttp", "openai", "prometheus_client", "pyarrow", "pydantic", "redis"}
-    assert not loaded & (heavy | {"rich", "msgspec"})
+    heavy = {"aio_pika", "aiohttp", "openai", "prometheus_client", "pyarrow", "redis", "rich"}
+    assert not loaded & heavy
