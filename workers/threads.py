@@ -2,7 +2,7 @@
 
 A thread cannot be killed. One whose caller has given up (a timeout) is *lost*: it is counted until
 its function returns, and since all are daemons it never keeps a process alive. One thread per call
-(some 60 us) rather than a pool: a pool would fill up with lost threads. Prefetch bounds their number.
+(some 60 us) rather than a pool, which lost threads would fill up. Prefetch bounds their number.
 """
 
 import asyncio

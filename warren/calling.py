@@ -1,0 +1,62 @@
+"""Makes an environment's functions into what workers run: arguments in, awaited value out."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from warren.checks import Function, InvalidEnvironment, hints_of, parameters_of, type_name, where
+from warren.signatures import Signature
+from workers.spec import Rollout, ToolRun, VerifierContext
+from workers.threads import Threads
+
+
+async def call(function: Function, threads: Threads, **arguments: Any) -> Any:
+    """Call a function of the user's: async ones here, others in a thread."""
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return await function(**arguments)
+    result = await threads.run(lambda: function(**arguments))
+    return await result if inspect.isawaitable(result) else result
+
+
+def tool_runner(function: Function, signature: Signature, threads: Threads) -> Any:
+    async def run(tool: ToolRun) -> object:
+        arguments = signature.arguments(tool.arguments)
+        given = {
+            "state": tool.state,
+            "task": tool.row,
+            "idempotency_key": tool.idempotency_key,
+            "session": tool.session,
+        }
+        injected = {name: given[name] for name in signature.injected}
+        return await call(function, threads, **arguments, **injected)
+
+    return run
+
+
+def reward_runner(function: Function, threads: Threads) -> Any:
+    names = list(parameters_of(function))
+    if len(names) not in {1, 2}:
+        raise InvalidEnvironment(
+            f"{where(function)}: a reward takes `rollout`, or `rollout` and `ctx`"
+        )
+    if len(names) == 2 and not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise InvalidEnvironment(
+            f"{where(function)}: a reward that takes `{names[1]}` awaits it: make it `async def`"
+        )
+    returns = hints_of(function).get("return")
+    if isinstance(returns, type) and not issubclass(returns, int | float):
+        raise InvalidEnvironment(
+            f"{where(function)}: a reward returns a float, not {type_name(returns)}"
+        )
+
+    async def run(rollout: Rollout, ctx: VerifierContext) -> Any:
+        return await call(function, threads, **dict(zip(names, (rollout, ctx), strict=False)))
+
+    return run
+
+
+def setup_runner(function: Function, takes_task: bool, threads: Threads) -> Any:
+    async def run(row: Mapping[str, Any]) -> object:
+        return await call(function, threads, **({"task": row} if takes_task else {}))
+
+    return run
