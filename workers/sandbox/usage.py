@@ -1,0 +1,76 @@
+"""What the processes of a sandbox use right now, read through its own /proc.
+
+That /proc lists exactly the processes of the sandbox, however they forked, and these cannot leave.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """All processes together, without the sandbox's first one, which is ours."""
+
+    cpu_s: float
+    """Includes processes that have ended."""
+    memory_bytes: int
+    """Resident; what several processes share counts in each."""
+    processes: tuple[int, ...]
+    """Their pids as the sandbox sees them."""
+
+
+def read_usage(first_pid: int) -> Usage | None:
+    """None when the sandbox is gone, or when we may not look."""
+    proc = f"/proc/{first_pid}/root/proc"
+    try:
+        pids = tuple(int(name) for name in os.listdir(proc) if name.isdecimal())
+    except OSError:
+        return None
+    cpu_s, memory = 0.0, 0
+    for pid in pids:
+        cpu_s += _cpu_s(f"{proc}/{pid}/stat")
+        memory += _resident_bytes(f"{proc}/{pid}/statm") if pid != 1 else 0
+    return Usage(cpu_s, memory, tuple(pid for pid in pids if pid != 1))
+
+
+def shared_once_bytes(first_pid: int, usage: Usage) -> int:
+    """Memory with shared pages counted once; slower. Falls back on what `usage` says."""
+    proc = f"/proc/{first_pid}/root/proc"
+    sizes = [_proportional_bytes(f"{proc}/{pid}/smaps_rollup") for pid in usage.processes]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else usage.memory_bytes
+
+
+def _read(path: str) -> str:
+    """Empty when the process has ended meanwhile."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _cpu_s(path: str) -> float:
+    # the name, in brackets, is the program's choice; fields 14 to 17 are utime .. cstime
+    fields = _read(path).rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / _TICKS
+
+
+def _resident_bytes(path: str) -> int:
+    fields = _read(path).split()
+    return int(fields[1]) * _PAGE if fields else 0
+
+
+def _proportional_bytes(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except ProcessLookupError:
+        return 0
+    except OSError:
+        return None if os.path.exists(path) else 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
