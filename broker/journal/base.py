@@ -350,3 +350,7 @@ class Runs(Protocol):
     async def forget(self, run: str) -> None:
         """Drop the run's record with its marks."""
         ...
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        ...

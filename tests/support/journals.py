@@ -1,0 +1,99 @@
+"""Journals and run records of every kind for tests, and calls to put into them."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from broker.journal.base import CallRef, Journal, Run, Runs
+from broker.journal.memory import MemoryJournal, MemoryRuns
+from broker.journal.redis import RedisJournal, RedisRuns
+from broker.journal.sqlite import SqliteJournal, SqliteRuns
+
+Kind = Literal["memory", "sqlite", "redis"]
+KINDS: Final[tuple[Kind, ...]] = ("memory", "sqlite", "redis")
+
+#: Leases in tests: longer than a busy machine may sleep.
+LEASE_S: Final = 30.0
+
+
+@asynccontextmanager
+async def opened_journal(
+    kind: Kind, folder: Path, redis_url: str, *, lease_s: float = LEASE_S, keep_s: float = 3600.0
+) -> AsyncIterator[Journal]:
+    """A journal of this kind; the same folder or URL is the same store."""
+    journal: Journal
+    match kind:
+        case "memory":
+            journal = MemoryJournal(lease_s=lease_s, keep_s=keep_s)
+        case "sqlite":
+            path = folder / "journal.sqlite"
+            journal = await SqliteJournal.open(path, lease_s=lease_s, keep_s=keep_s)
+        case "redis":
+            journal = await RedisJournal.connect(
+                redis_url, patience_s=10.0, lease_s=lease_s, keep_s=keep_s
+            )
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+@asynccontextmanager
+async def opened_runs(kind: Kind, folder: Path, redis_url: str) -> AsyncIterator[Runs]:
+    """Run records of this kind; the same folder or URL is the same store."""
+    runs: MemoryRuns | SqliteRuns | RedisRuns
+    match kind:
+        case "memory":
+            runs = MemoryRuns()
+        case "sqlite":
+            runs = await SqliteRuns.open(folder / "journal.sqlite")
+        case "redis":
+            runs = await RedisRuns.connect(redis_url, patience_s=10.0)
+    try:
+        yield runs
+    finally:
+        await runs.close()
+
+
+def new_key() -> str:
+    """A rollout that no other test knows."""
+    return f"run-{uuid.uuid4().hex}.g/0/0"
+
+
+def call(
+    run: Run,
+    rollout: str,
+    path: str = "0",
+    *,
+    carrier: str = "carrier",
+    request: bytes = b"request",
+    held: int = 0,
+) -> CallRef:
+    """A call of a rollout that was taken."""
+    return CallRef(
+        rollout=rollout,
+        epoch=run.epoch,
+        path=path,
+        carrier=carrier,
+        request_hash=request,
+        held=held,
+    )
+
+
+async def taken(journal: Journal, rollout: str, inbox: str = "inbox", counts: bool = True) -> Run:
+    """Take a rollout that can be taken."""
+    run = await journal.take(rollout, inbox, counts=counts)
+    assert isinstance(run, Run), run
+    return run
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> None:
+    """Ask until it holds."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.02)
