@@ -21,13 +21,23 @@ Render = Callable[[logging.LogRecord, str], str]
 
 def configure(level: str, *, json_lines: bool, secrets: frozenset[str] = frozenset()) -> None:
     """Send the whole process's log to stderr, from `level` on, with `secrets` masked."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Stderr()
     handler.setFormatter(Masking(json_line if json_lines else human_line, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("aiormq", "aio_pika", "httpx", "openai", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+class Stderr(logging.Handler):
+    """Writes to what sys.stderr is at the moment: a live progress bar takes its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except (OSError, ValueError, TypeError):
+            self.handleError(record)
 
 
 class Masking(logging.Formatter):
