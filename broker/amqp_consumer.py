@@ -1,0 +1,176 @@
+"""Consuming: one channel per consumer, settlements gathered into one write per turn of the loop.
+
+A delivery lives as long as its channel: when that dies, the broker has taken the message back, and
+settling it does nothing. The channel of a consumer that has stopped stays open until what it still
+had in hand is settled.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from pamqp import commands
+
+from broker import amqp_frames as frames
+from broker.amqp_channel import Channel, ChannelDied
+from broker.amqp_link import Link
+from broker.base import Header, OnDelivery
+
+
+class RabbitDelivery:
+    """A message in hand (base.Delivery). Headers are read when somebody looks at them."""
+
+    __slots__ = (
+        "_channel",
+        "_content",
+        "_properties",
+        "_tag",
+        "body",
+        "exchange",
+        "key",
+        "queue",
+        "redelivered",
+    )
+
+    def __init__(
+        self, channel: "ConsumerChannel", payload: bytes, content: bytes, body: bytes
+    ) -> None:
+        self._tag, self.redelivered, self.exchange, self.key = frames.delivery(payload)
+        self._channel = channel
+        self._content = content
+        self._properties: frames.Properties | None = None
+        self.body = body
+        self.queue = channel.consumer.queue
+        channel.unsettled[self._tag] = self
+
+    @property
+    def kind(self) -> str:
+        return self._read().kind
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        return self._read().headers
+
+    @property
+    def live(self) -> bool:
+        return self._tag in self._channel.unsettled
+
+    def ack(self) -> None:
+        self._channel.settle(self._tag, done=True)
+
+    def give_back(self) -> None:
+        self._channel.settle(self._tag, done=False)
+
+    def _read(self) -> frames.Properties:
+        if self._properties is None:
+            self._properties = frames.properties(self._content)
+        return self._properties
+
+
+class Consumer:
+    """What a caller asked for; it outlives the channels that serve it."""
+
+    def __init__(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
+        self.queue = queue
+        self.prefetch = prefetch
+        self.on_delivery = on_delivery
+        self.channel: ConsumerChannel | None = None
+        self.stopped = False
+
+    @property
+    def served(self) -> bool:
+        """Whether messages can come right now."""
+        return self.channel is not None and self.channel.consuming
+
+    async def start(self, link: Link) -> None:
+        """Consume on this link from now on. Raises ChannelDied."""
+        self.channel = channel = ConsumerChannel(link, self)
+        try:
+            await channel.begin()
+        except BaseException:
+            channel.close()
+            raise
+
+    def stop(self) -> None:
+        """No more deliveries; what is in hand stays there."""
+        self.stopped = True
+        if self.channel is not None:
+            self.channel.finish()
+
+
+class ConsumerChannel(Channel):
+    """One consumer on one link."""
+
+    def __init__(self, link: Link, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.consuming = False
+        self.unsettled: dict[int, RabbitDelivery] = {}
+        """By delivery tag, in the order in which they came."""
+        self._loop = asyncio.get_running_loop()
+        self._acked: list[int] = []
+        self._given_back: list[int] = []
+        super().__init__(link)
+
+    async def begin(self) -> None:
+        """Raises ChannelDied."""
+        self.consuming = True
+        await self.ask(
+            commands.Basic.Qos(prefetch_count=self.consumer.prefetch),
+            commands.Basic.Consume(queue=self.consumer.queue, consumer_tag="c"),
+        )
+
+    def finish(self) -> None:
+        """Stop consuming; close once nothing is in hand."""
+        if self.consuming and self.died is None:
+            self.consuming = False
+            self.say(commands.Basic.Cancel(consumer_tag="c", nowait=True))
+        self._close_when_empty()
+
+    def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
+        delivery = RabbitDelivery(self, payload, header, body)
+        self._loop.call_soon(self._hand_over, delivery)
+
+    def _hand_over(self, delivery: RabbitDelivery) -> None:
+        """In a turn of its own: a caller's bug is the loop's to report, not the socket's end."""
+        if self.consumer.stopped:
+            delivery.give_back()
+        elif delivery.live:
+            self.consumer.on_delivery(delivery)
+
+    def settle(self, tag: int, *, done: bool) -> None:
+        """Forget it, and tell the broker at the end of this turn."""
+        if self.unsettled.pop(tag, None) is None:
+            return  # settled already, or the broker took it back
+        (self._acked if done else self._given_back).append(tag)
+        self._wire.mark(self)
+
+    def collect(self) -> bytes:
+        """This turn's settlements: what came back first, then one ack for a run from the start."""
+        if self.died is not None:
+            return b""
+        said = [
+            frames.give_back(self.number, tag) for tag in sorted(self._given_back, reverse=True)
+        ]
+        oldest = next(iter(self.unsettled), None)
+        run = [t for t in self._acked if oldest is None or t < oldest]
+        if run:
+            said.append(frames.ack(self.number, max(run), multiple=True))
+        said += [
+            frames.ack(self.number, t) for t in self._acked if oldest is not None and t > oldest
+        ]
+        self._acked, self._given_back = [], []
+        if not self.consuming:
+            self._loop.call_soon(self._close_when_empty)
+        return b"".join(said)
+
+    def on_cancelled(self) -> None:
+        """Its queue was deleted: what is in hand can still be settled, nothing more comes."""
+        self.consuming = False
+        self._close_when_empty()
+
+    def on_died(self, why: ChannelDied) -> None:
+        self.consuming = False
+        self.unsettled.clear()
+
+    def _close_when_empty(self) -> None:
+        if not self.consuming and not self.unsettled and not self._acked:
+            self.close()

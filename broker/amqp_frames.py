@@ -1,0 +1,191 @@
+"""The few AMQP 0-9-1 frames of the hot path as bytes: publish, deliver, confirm, settle.
+
+pamqp builds and reads every other frame. These are written by hand because they are most of what
+a message costs in Python: about 5 us here, 50 us through objects.
+"""
+
+import functools
+import struct
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pamqp import decode, encode
+
+from broker.base import Header, Outgoing
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+END: Final = b"\xce"
+#: A frame's type, channel and size before its payload, and its end mark.
+FRAME_OVERHEAD: Final = 8
+
+# Methods as class << 16 | method.
+CONNECTION_BLOCKED: Final = 0x000A003C
+CONNECTION_UNBLOCKED: Final = 0x000A003D
+CHANNEL_FLOW: Final = 0x00140014
+CHANNEL_CLOSE: Final = 0x00140028
+BASIC_CANCEL: Final = 0x003C001E
+BASIC_RETURN: Final = 0x003C0032
+BASIC_DELIVER: Final = 0x003C003C
+BASIC_ACK: Final = 0x003C0050
+BASIC_NACK: Final = 0x003C0078
+
+_BASIC: Final = 60
+_FRAME: Final = struct.Struct(">BHI")
+_METHOD: Final = struct.Struct(">I")
+_TAG: Final = struct.Struct(">QB")
+_CONTENT: Final = struct.Struct(">HHQH")
+_SETTLE: Final = struct.Struct(">BHIIQBB")
+
+_HAS_HEADERS: Final = 1 << 13
+_HAS_MODE: Final = 1 << 12
+_HAS_ID: Final = 1 << 7
+_HAS_TYPE: Final = 1 << 5
+
+frame_head = _FRAME.unpack_from
+"""(type, channel, size) at an offset."""
+
+
+class Returned(NamedTuple):
+    """An unroutable message that came back."""
+
+    code: int
+    text: str
+
+
+class Properties(NamedTuple):
+    """What we read of a message's properties."""
+
+    kind: str
+    headers: Mapping[str, Header]
+    message_id: str
+
+
+def method_of(payload: bytes) -> int:
+    """Which method a method frame holds."""
+    (method,) = _METHOD.unpack_from(payload)
+    return int(method)
+
+
+def publish(
+    channel: int, message: Outgoing, message_id: str, *, mandatory: bool, frame_max: int
+) -> list[bytes]:
+    """A whole message as the pieces of one write. Nothing may come between them on its channel."""
+    method = _publish_method(message.exchange, message.key, mandatory)
+    content = _content_header(message, message_id)
+    head = [
+        _FRAME.pack(METHOD, channel, len(method)),
+        method,
+        END,
+        _FRAME.pack(HEADER, channel, len(content)),
+        content,
+        END,
+    ]
+    body, room = message.body, frame_max - FRAME_OVERHEAD
+    if len(body) <= room:
+        if body:
+            head += (_FRAME.pack(BODY, channel, len(body)), body, END)
+        return head
+    for start in range(0, len(body), room):
+        part = body[start : start + room]
+        head += (_FRAME.pack(BODY, channel, len(part)), part, END)
+    return head
+
+
+def ack(channel: int, tag: int, *, multiple: bool = False) -> bytes:
+    """Done: this delivery, or all up to it."""
+    return _SETTLE.pack(METHOD, channel, 13, BASIC_ACK, tag, multiple, 0xCE)
+
+
+def give_back(channel: int, tag: int) -> bytes:
+    """Not done: back to its queue."""
+    return _SETTLE.pack(METHOD, channel, 13, BASIC_NACK, tag, 2, 0xCE)
+
+
+def confirmation(payload: bytes) -> tuple[int, bool]:
+    """(delivery tag, multiple) of an ack or nack from the broker."""
+    tag, bits = _TAG.unpack_from(payload, 4)
+    return tag, bool(bits & 1)
+
+
+def delivery(payload: bytes) -> tuple[int, bool, str, str]:
+    """(delivery tag, redelivered, exchange, routing key) of a Basic.Deliver."""
+    at = 5 + payload[4]  # after the consumer tag
+    tag, redelivered = _TAG.unpack_from(payload, at)
+    at += 9
+    size = payload[at]
+    exchange = payload[at + 1 : at + 1 + size].decode()
+    at += 1 + size
+    return tag, bool(redelivered & 1), exchange, payload[at + 1 : at + 1 + payload[at]].decode()
+
+
+def body_size(content: bytes) -> int:
+    """How many bytes follow a content header."""
+    size: int = _CONTENT.unpack_from(content)[2]
+    return size
+
+
+def properties(content: bytes) -> Properties:
+    """Read a content header. Raises ValueError on a malformed one."""
+    try:
+        return _properties(content)
+    except (IndexError, struct.error, UnicodeDecodeError) as e:
+        raise ValueError(f"malformed content header: {e}") from e
+
+
+def _properties(content: bytes) -> Properties:
+    flags: int = _CONTENT.unpack_from(content)[3]
+    at, kind, message_id = 14, "", ""
+    headers: Mapping[str, Header] = {}
+    for bit in range(15, 2, -1):
+        if not flags >> bit & 1:
+            continue
+        if bit == 13:
+            read, table = decode.field_table(content[at:])
+            headers = _plain(table)
+            at += read
+        elif bit in {12, 11}:  # delivery mode, priority
+            at += 1
+        elif bit == 6:  # timestamp
+            at += 8
+        else:
+            text = content[at + 1 : at + 1 + content[at]]
+            at += 1 + content[at]
+            if bit == 5:
+                kind = text.decode()
+            elif bit == 7:
+                message_id = text.decode()
+    return Properties(kind, headers, message_id)
+
+
+def _plain(table: Mapping[str, Any]) -> Mapping[str, Header]:
+    return {k: v for k, v in table.items() if isinstance(v, (str, int))}
+
+
+@functools.lru_cache(4096)
+def _publish_method(exchange: str, key: str, mandatory: bool) -> bytes:
+    name, route = exchange.encode(), key.encode()
+    if len(name) > 255 or len(route) > 255:
+        raise ValueError(f"exchange and routing key are at most 255 bytes: {exchange} {key}")
+    words = bytes([len(name)]) + name + bytes([len(route)]) + route
+    return b"\x00\x3c\x00\x28\x00\x00" + words + bytes([mandatory])
+
+
+def _content_header(message: Outgoing, message_id: str) -> bytes:
+    flags, table = _HAS_MODE | _HAS_ID | _HAS_TYPE, b""
+    if message.headers:
+        flags |= _HAS_HEADERS
+        table = encode.field_table(dict(message.headers))
+    kind, id_ = message.kind.encode(), message_id.encode()
+    return b"".join(
+        (
+            _CONTENT.pack(_BASIC, 0, len(message.body), flags),
+            table,
+            b"\x02" if message.persistent else b"\x01",
+            bytes([len(id_)]),
+            id_,
+            bytes([len(kind)]),
+            kind,
+        )
+    )

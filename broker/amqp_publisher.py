@@ -1,0 +1,214 @@
+"""Publishing with confirmation: many messages in flight, none lost, no confirm taken for another.
+
+A publish takes its delivery tag in the same step in which its bytes are put on the wire, with no
+await between: so a caller that is cancelled can't shift the count (queues.md, P6). What was not
+confirmed when a channel died goes to the front of the backlog and is published again on the next.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from pamqp import commands
+
+from broker import amqp_frames as frames
+from broker.amqp_channel import Channel, ChannelDied
+from broker.amqp_link import Link
+from broker.base import Outgoing
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, QueueFull, TooLarge, Unroutable
+
+#: Unconfirmed messages per channel: enough to keep the broker busy, few to publish again.
+WINDOW: Final = 256
+CHANNELS: Final = 2
+#: A message that takes its channel down this often is the reason itself.
+MAX_DEATHS: Final = 5
+
+
+@dataclass(slots=True)
+class _Pending:
+    message: Outgoing
+    done: asyncio.Future[None]
+    since_s: float
+    """On the publisher's clock, which stands still while the broker blocks."""
+    deaths: int = 0
+
+
+class Publisher:
+    """Outlives links: hand it a new one after a loss."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._clock_s = 0.0
+        self._backlog: deque[_Pending] = deque()
+        self._link: Link | None = None
+        self._channels: list[_ConfirmChannel] = []
+        self._hints: Channel | None = None
+        self._closed = False
+        self.hints_lost = 0
+
+    async def publish(self, message: Outgoing) -> None:
+        """Return when it is confirmed."""
+        if self._closed:
+            raise BrokerClosed("this broker connection was closed")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._backlog.append(_Pending(message, done, self._clock_s))
+        self.pump()
+        await done
+
+    def hint(self, message: Outgoing) -> None:
+        """Send without confirmation, or drop."""
+        link = self._link
+        if link is None or link.wire.full or link.wire.blocked:
+            self.hints_lost += 1
+            return
+        try:
+            if self._hints is None or self._hints.died is not None:
+                self._hints = Channel(link)
+            pieces = _pieces(link, self._hints.number, message, "hint", mandatory=False)
+        except (ChannelDied, ValueError):
+            self.hints_lost += 1
+        else:
+            link.wire.write(pieces)
+
+    def use(self, link: Link) -> None:
+        """Publish on this link from now on."""
+        self._link = link
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what waits, as far as the windows and the socket have room."""
+        link = self._link
+        if link is None or link.wire.lost or link.wire.blocked:
+            return
+        if len(self._channels) < CHANNELS:
+            self._open_channels(link)
+        while self._backlog and not link.wire.full:
+            channel = min(self._channels, key=_ConfirmChannel.load, default=None)
+            if channel is None or channel.load() >= WINDOW:
+                return
+            pending = self._backlog.popleft()
+            if not pending.done.done():  # else its caller was cancelled
+                channel.send(link, pending)
+
+    def tick(self, seconds: float) -> None:
+        """Time passed: give up what has waited for too long."""
+        if self._link is not None and self._link.wire.blocked:
+            return
+        self._clock_s += seconds
+        for pending in self._all():
+            if self._clock_s - pending.since_s > self._patience_s and not pending.done.done():
+                pending.done.set_exception(
+                    BrokerLost(f"no confirmation within {self._patience_s:g} s")
+                )
+        self.pump()
+
+    def close(self) -> None:
+        """Fail what waits."""
+        self._closed = True
+        for pending in self._all():
+            if not pending.done.done():
+                pending.done.set_exception(BrokerClosed("closed before it was confirmed"))
+        self._backlog.clear()
+
+    def on_died(self, channel: "_ConfirmChannel", why: ChannelDied) -> None:
+        """Publish what it had not confirmed on another channel, but for who killed it."""
+        if channel in self._channels:
+            self._channels.remove(channel)
+        unconfirmed, channel.unconfirmed = channel.unconfirmed, {}
+        again = []
+        for pending in unconfirmed.values():
+            if pending.done.done():
+                continue
+            pending.deaths += why.code != 0
+            error = _blame(pending, why)
+            if error is None:
+                again.append(pending)
+            else:
+                pending.done.set_exception(error)
+        self._backlog.extendleft(reversed(again))
+        if not self._closed:
+            asyncio.get_running_loop().call_soon(self.pump)
+
+    def _open_channels(self, link: Link) -> None:
+        try:
+            while len(self._channels) < CHANNELS:
+                self._channels.append(_ConfirmChannel(link, self))
+        except ChannelDied:
+            return  # the link is going down; the next one will do
+
+    def _all(self) -> list[_Pending]:
+        return [*self._backlog, *(p for c in self._channels for p in c.unconfirmed.values())]
+
+
+class _ConfirmChannel(Channel):
+    def __init__(self, link: Link, publisher: Publisher) -> None:
+        self.unconfirmed: dict[int, _Pending] = {}
+        """By delivery tag, in the order in which they were sent."""
+        self._publisher = publisher
+        self._last_tag = 0
+        super().__init__(link)
+        self._send(commands.Confirm.Select())
+
+    def load(self) -> int:
+        return len(self.unconfirmed)
+
+    def send(self, link: Link, pending: _Pending) -> None:
+        tag = self._last_tag + 1
+        try:
+            pieces = _pieces(link, self.number, pending.message, str(tag), mandatory=True)
+        except ValueError as e:
+            pending.done.set_exception(BrokerError(str(e)))
+            return
+        self._last_tag = tag
+        self.unconfirmed[tag] = pending
+        link.wire.write(pieces)
+
+    def on_return(self, header: bytes) -> None:
+        pending = self.unconfirmed.get(int(frames.properties(header).message_id))
+        if pending is not None and not pending.done.done():  # its confirm follows
+            pending.done.set_exception(Unroutable(pending.message.exchange, pending.message.key))
+
+    def on_confirm(self, tag: int, multiple: bool, taken: bool) -> None:
+        if not multiple:
+            self._settle(tag, taken)
+        else:
+            for earlier in [t for t in self.unconfirmed if t <= tag]:
+                self._settle(earlier, taken)
+        self._publisher.pump()
+
+    def _settle(self, tag: int, taken: bool) -> None:
+        pending = self.unconfirmed.pop(tag, None)
+        if pending is None or pending.done.done():
+            return
+        if taken:
+            pending.done.set_result(None)
+        else:
+            message = pending.message
+            text = f"a queue behind {message.exchange!r}, key {message.key!r}, is full"
+            pending.done.set_exception(QueueFull(text))
+
+    def on_died(self, why: ChannelDied) -> None:
+        self._publisher.on_died(self, why)
+
+
+def _pieces(
+    link: Link, number: int, message: Outgoing, message_id: str, *, mandatory: bool
+) -> list[bytes]:
+    return frames.publish(
+        number, message, message_id, mandatory=mandatory, frame_max=link.frame_max
+    )
+
+
+def _blame(pending: _Pending, why: ChannelDied) -> BrokerError | TooLarge | None:
+    """The error of the message that the broker closed the channel for; None for its neighbours."""
+    message = pending.message
+    if why.code == 404 and f"'{message.exchange}'" in why.text:
+        return Unroutable(message.exchange, message.key)
+    if why.code == 403 and f"'{message.exchange}'" in why.text:
+        return BrokerError(f"not allowed to publish to {message.exchange}: {why.text}")
+    if why.code == 406 and f"message size {len(message.body)} " in why.text:
+        return TooLarge(f"the broker refuses {len(message.body)} bytes: {why.text}")
+    if pending.deaths >= MAX_DEATHS:
+        return BrokerError(f"the broker closed the channel {MAX_DEATHS} times: {why}")
+    return None

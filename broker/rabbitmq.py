@@ -1,0 +1,368 @@
+"""The RabbitMQ transport: the promises of `base.py` over connections that come and go.
+
+Two links, so that an alarm that stops publishing never stops consuming and settling:
+
+    publishing   Publisher: pipelined confirms; unconfirmed messages are published again
+    consuming    one channel per consumer, and whatever is declared, asked or deleted
+
+A keeper task per link opens a new one when it is lost, declares what this process declared, and
+starts every consumer that is not served: after a reconnect, and where the broker cancelled one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from aio_pika.exceptions import AMQPError
+from pamqp import base, commands
+from yarl import URL
+
+from broker.amqp_channel import Channel, ChannelDied
+from broker.amqp_consumer import Consumer
+from broker.amqp_link import Link, open_link
+from broker.amqp_publisher import Publisher
+from broker.base import OnDelivery, Outgoing, QueueDepth
+from broker.codec import MAX_BODY_BYTES
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable
+from broker.masking import mask_url
+from broker.topology import QueueSpec
+
+log = logging.getLogger(__name__)
+
+#: How often the keepers look whether all is well when nothing tells them otherwise.
+TICK_S: Final = 0.5
+FIRST_RETRY_S: Final = 0.1
+LAST_RETRY_S: Final = 5.0
+
+T = TypeVar("T")
+
+
+class RabbitBroker:
+    """A process's connections to RabbitMQ (base.Broker). Make one with `connect`."""
+
+    def __init__(self, urls: Sequence[URL], patience_s: float, heartbeat_s: int) -> None:
+        self.reconnects = 0
+        self._urls = urls
+        self._patience_s = patience_s
+        self._heartbeat_s = heartbeat_s
+        self._publisher = Publisher(patience_s)
+        self._publishing: Link | None = None
+        self._consuming: Link | None = None
+        self._declared: dict[str, QueueSpec] = {}
+        self._consumers: dict[Consumer, None] = {}
+        self._ready = asyncio.Event()
+        """The consuming link is up and everything is declared."""
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, patience_s: float = 30.0, heartbeat_s: int = 15
+    ) -> "RabbitBroker":
+        """Connect to the first host that answers of `amqp://user:password@host:port/vhost`.
+
+        Several URLs, or hosts of one URL, are separated by commas. `amqps` checks certificates;
+        `?cafile=...&certfile=...&keyfile=...` name PEM files.
+
+        `patience_s`: how long a publish waits for its confirmation. `heartbeat_s`: a peer silent
+        for twice as long is given up.
+
+        Raises: Unreachable.
+        """
+        broker = cls(parse_urls(url), patience_s, heartbeat_s)
+        try:
+            broker._consuming = await broker._open("consume")
+            broker._publishing = await broker._open("publish")
+        except (OSError, AMQPError) as e:
+            await broker.close()
+            raise Unreachable(_advice(url, e)) from e
+        except BaseException:
+            await broker.close()
+            raise
+        broker._ready.set()
+        broker._publisher.use(broker._publishing)
+        broker._keeper = asyncio.create_task(broker._keep(), name="rabbitmq keeper")
+        broker._keeper.add_done_callback(broker._on_keeper_done)
+        return broker
+
+    @property
+    def connected(self) -> bool:
+        publishing = self._publishing
+        return (
+            self._ready.is_set()
+            and publishing is not None
+            and not publishing.wire.lost
+            and not publishing.wire.blocked
+        )
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        self._check_open()
+        requests = _declarations(queues)
+        try:
+            await self._ask(*requests)
+        except ChannelDied as e:
+            raise BrokerError(f"cannot declare {', '.join(q.name for q in queues)}: {e}") from e
+        self._declared.update({queue.name: queue for queue in queues})
+
+    async def publish(self, message: Outgoing) -> None:
+        self._check_open()
+        if len(message.body) > MAX_BODY_BYTES:
+            raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
+        await self._publisher.publish(message)
+
+    def publish_hint(self, message: Outgoing) -> None:
+        if not self._closed and len(message.body) <= MAX_BODY_BYTES:
+            self._publisher.hint(message)
+
+    @asynccontextmanager
+    async def consume(
+        self, queue: str, prefetch: int, on_delivery: OnDelivery
+    ) -> AsyncGenerator[None]:
+        self._check_open()
+        if not 1 <= prefetch <= 65_535:
+            raise ValueError(f"prefetch must be between 1 and 65535, not {prefetch}")
+        consumer = Consumer(queue, prefetch, on_delivery)
+        try:
+            await self._on_link(consumer.start)
+        except ChannelDied as e:
+            raise BrokerError(f"cannot consume {queue}: {e}") from e
+        self._consumers[consumer] = None
+        try:
+            yield
+        finally:
+            consumer.stop()
+            del self._consumers[consumer]
+
+    async def depth(self, queue: str) -> QueueDepth | None:
+        self._check_open()
+        request = commands.Queue.Declare(queue=queue, passive=True)
+        try:
+            (answer,) = await self._ask(request)
+        except ChannelDied as e:
+            if e.code == 404:
+                return None
+            raise BrokerError(f"cannot ask how {queue} stands: {e}") from e
+        return QueueDepth(int(answer.message_count), int(answer.consumer_count))
+
+    async def delete(self, queue: str) -> None:
+        self._check_open()
+        self._declared.pop(queue, None)
+        try:
+            await self._ask(commands.Queue.Delete(queue=queue))
+        except ChannelDied as e:
+            raise BrokerError(f"cannot delete {queue}: {e}") from e
+
+    async def close(self) -> None:
+        self._closed = True
+        for consumer in self._consumers:
+            consumer.stopped = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        links = [link for link in (self._publishing, self._consuming) if link is not None]
+        async with asyncio.TaskGroup() as group:
+            for link in links:
+                group.create_task(link.close())
+        self._publisher.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerClosed("this connection to RabbitMQ was closed")
+
+    async def _ask(self, *requests: base.Frame) -> Sequence[Any]:
+        return await self._on_link(lambda link: _ask_on(link, requests))
+
+    async def _on_link(self, act: Callable[[Link], Awaitable[T]]) -> T:
+        """Do it on the consuming link, again after a loss. Raises BrokerLost, and ChannelDied
+        where the broker said no."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while True:
+                    await self._ready.wait()
+                    assert self._consuming is not None
+                    try:
+                        return await act(self._consuming)
+                    except ChannelDied as e:
+                        if e.code:
+                            raise
+                        await asyncio.sleep(FIRST_RETRY_S)
+        except TimeoutError as e:
+            raise BrokerLost(f"RabbitMQ did not answer within {self._patience_s:g} s") from e
+
+    async def _keep(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_consuming())
+            group.create_task(self._keep_publishing())
+            group.create_task(self._watch())
+
+    async def _keep_consuming(self) -> None:
+        while True:
+            link = self._consuming
+            if link is None or link.wire.lost:
+                link = self._consuming = await self._reopen("consume", link)
+            try:
+                await self._restore(link)
+            except ChannelDied as e:
+                log.warning("cannot restore consumers yet", extra={"error": str(e)})
+            await self._news()
+
+    async def _keep_publishing(self) -> None:
+        while True:
+            link = self._publishing
+            if link is None or link.wire.lost:
+                link = await self._reopen("publish", link)
+                await self._ready.wait()  # a broker that lost its queues would return everything
+                self._publishing = link
+                self._publisher.use(link)
+            await self._news()
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = loop.time()
+            self._publisher.tick(now - before)
+            before = now
+            for link in (self._publishing, self._consuming):
+                if link is not None:
+                    link.watch()
+
+    async def _restore(self, link: Link) -> None:
+        """Declare and consume what this process wants, where that is not so. Raises ChannelDied."""
+        if not self._ready.is_set():
+            await self._declare_again(link, self._declared.values())
+            self._ready.set()
+        for consumer in [c for c in self._consumers if not c.served]:
+            spec = self._declared.get(consumer.queue)
+            await self._declare_again(link, [] if spec is None else [spec])
+            if not consumer.stopped:
+                log.warning("consuming again", extra={"queue": consumer.queue})
+                await consumer.start(link)
+
+    async def _declare_again(self, link: Link, queues: Iterable[QueueSpec]) -> None:
+        try:
+            await _ask_on(link, _declarations(queues))
+        except ChannelDied as e:
+            if not e.code:
+                raise
+            log.error("a queue is not as this process declared it", extra={"error": str(e)})
+
+    async def _news(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICK_S):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _on_change(self) -> None:
+        if self._consuming is not None and self._consuming.wire.lost:
+            self._ready.clear()
+        self._changed.set()
+        self._publisher.pump()
+
+    def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            log.critical("the broker's keeper failed", exc_info=error)
+            self._closed = True
+            self._publisher.close()
+
+    async def _reopen(self, role: str, lost: Link | None) -> Link:
+        if lost is not None:
+            await lost.close()
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                link = await self._open(role)
+            except (OSError, AMQPError) as e:
+                log.warning("cannot reconnect yet", extra={"role": role, "error": str(e)})
+                await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+                delay_s = min(delay_s * 2, LAST_RETRY_S)
+            else:
+                self.reconnects += 1
+                log.warning("reconnected", extra={"role": role})
+                return link
+
+    async def _open(self, role: str) -> Link:
+        """Connect to the first host that answers, any first. Raises the last one's error."""
+        error: OSError | AMQPError = ConnectionError("no host is named")
+        for url in random.sample(self._urls, len(self._urls)):
+            try:
+                link = await open_link(url, f"warren {role}", self._heartbeat_s)
+            except (OSError, AMQPError) as e:
+                error = e
+            else:
+                link.wire.on_change = self._on_change
+                return link
+        raise error
+
+
+def parse_urls(text: str) -> list[URL]:
+    """`amqp://u:p@a,b:5673/v`: what a later one leaves out, it has from the first. Raises
+    Unreachable."""
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    try:
+        urls = [URL(p if "://" in p else f"{URL(pieces[0]).scheme}://{p}") for p in pieces]
+        first = urls[0]
+        path = next((u.raw_path for u in urls if u.raw_path not in {"", "/"}), "/")
+        urls = [_completed(url, first, path) for url in urls]
+    except (ValueError, IndexError) as e:
+        raise Unreachable(f"not a broker's URL: {mask_url(text)} ({e})") from e
+    if any("no_verify_ssl" in url.query for url in urls):
+        raise Unreachable("no_verify_ssl would let anybody read along: use ?cafile=FILE instead")
+    return urls
+
+
+def _completed(url: URL, first: URL, path: str) -> URL:
+    if url.scheme not in {"amqp", "amqps"} or not url.host:
+        raise ValueError("it must look like amqp://user:password@host:5672/")
+    user = url.user or first.user or "guest"
+    password = (url.password or "") if url.user else (first.password or "guest")
+    completed = url.with_user(user).with_password(password)
+    return completed.with_path(path, encoded=True).with_query(url.query or first.query)
+
+
+async def _ask_on(link: Link, requests: Sequence[base.Frame]) -> Sequence[Any]:
+    """Ask on a channel of its own: an error closes the channel of all who share it."""
+    channel = Channel(link)
+    try:
+        return await channel.ask(*requests)
+    finally:
+        channel.close()
+
+
+def _declarations(queues: Iterable[QueueSpec]) -> list[base.Frame]:
+    """Everything that these queues need, exchanges first."""
+    queues = list(queues)
+    exchanges = {e for q in queues for e in (*q.needs, *(b.exchange for b in q.bindings))}
+    requests: list[base.Frame] = [
+        commands.Exchange.Declare(exchange=e.name, exchange_type=e.type, durable=True)
+        for e in sorted(exchanges, key=lambda e: e.name)
+    ]
+    for queue in queues:
+        arguments: dict[str, Any] = dict(queue.arguments)
+        requests.append(commands.Queue.Declare(queue=queue.name, durable=True, arguments=arguments))
+        requests += [
+            commands.Queue.Bind(queue=queue.name, exchange=b.exchange.name, routing_key=b.key)
+            for b in queue.bindings
+        ]
+    return requests
+
+
+def _advice(url: str, error: Exception) -> str:
+    where = mask_url(url)
+    if isinstance(error, AMQPError):
+        reason = str(error) or type(error).__name__
+        return (
+            f"RabbitMQ at {where} refuses us: {reason}. "
+            "Check user, password, the virtual host (the URL's path) and their permissions."
+        )
+    reason = str(error) or type(error).__name__
+    return (
+        f"cannot reach RabbitMQ at {where}: {reason}. "
+        "Is it running, and are host and port right? (`warren up` starts one.)"
+    )
