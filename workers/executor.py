@@ -52,6 +52,8 @@ class Postponed:
     """Nothing to store yet: try again after a wait in the broker."""
 
     delay_s: float
+    tries: int = 1
+    """How often it was asked in vain since it was taken from the queue."""
 
 
 Work = Callable[[Go], Awaitable[Done | Postponed]]
@@ -100,7 +102,7 @@ class Executor:
             case Go() as go:
                 done = await work(go)
                 if isinstance(done, Postponed):
-                    again = dataclasses.replace(call, tries=call.tries + 1, force=False)
+                    again = dataclasses.replace(call, tries=call.tries + done.tries, force=False)
                     return Later(done.delay_s, codec.encode(again))
                 await self._finish(call, ref, go, done)
         return Ack()
