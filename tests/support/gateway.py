@@ -1,0 +1,139 @@
+"""A gateway under test: embedded broker and journal around it, and the owner who asks it."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from broker import codec
+from broker.base import Delivery, Outgoing
+from broker.journal.base import Run
+from broker.journal.memory import MemoryJournal
+from broker.masking import Secret
+from broker.memory import MemoryBroker
+from broker.messages import ModelCall, ModelResult, Reply
+from broker.serve import serve
+from broker.topology import MODEL, Lane, inbox, ladder_queues, model_key
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.gateway import ModelGateway
+from workers.model_gateway.opening import open_gateway
+from workers.spec import EnvironmentSpec, Item
+
+INBOX = "agent-test"
+KEY = Secret("sk-very-secret-key-1234")
+HELLO: tuple[Item, ...] = ({"role": "user", "content": "hello"},)
+
+
+def config(*urls: str, **fields: Any) -> ModelConfig:
+    """Model `m` at these URLs, over Chat Completions unless said otherwise."""
+    given: dict[str, Any] = {
+        "name": "m",
+        "base_urls": urls,
+        "api_key": KEY,
+        "api": "chat",
+        "try_timeout_s": 5.0,
+    }
+    return ModelConfig(**(given | fields))
+
+
+class Caller:
+    """The owner of all rollouts: publishes calls and waits for their replies."""
+
+    def __init__(self, broker: MemoryBroker, journal: MemoryJournal, gateway: ModelGateway) -> None:
+        self.broker = broker
+        self.journal = journal
+        self.gateway = gateway
+        self._waiting: dict[tuple[str, str], asyncio.Future[ModelResult]] = {}
+        self._paths = itertools.count()
+        self._epochs: dict[str, str] = {}
+
+    def on_reply(self, delivery: Delivery) -> None:
+        reply = codec.decode(Reply, delivery.body, delivery.kind)
+        delivery.ack()
+        waiting = self._waiting.pop((reply.rollout, reply.path), None)
+        if waiting is not None and reply.kind == "result" and not waiting.done():
+            waiting.set_result(codec.read(ModelResult, reply.result))
+
+    async def ask(
+        self,
+        items: Sequence[Item] = HELLO,
+        *,
+        model: str = "m",
+        tools: Sequence[Item] = (),
+        options: Mapping[str, Any] | None = None,
+        rollout: str = "run.g/0/0",
+        deadline_s: float = 20.0,
+        lane: Lane = "normal",
+        run: str = "run",
+    ) -> ModelResult:
+        """Make one model call through the broker; its result."""
+        epoch = await self._epoch(rollout)
+        path = str(next(self._paths))
+        call = ModelCall(
+            rollout=rollout,
+            epoch=epoch,
+            path=path,
+            carrier=path,
+            request_hash=b"h",
+            held=0,
+            reply_to=INBOX,
+            deadline=time.time() + deadline_s,
+            run=run,
+            environment="env",
+            lane=lane,
+            model=model,
+            input=tuple(codec.pack(item) for item in items),
+            tools=codec.pack(list(tools)) if tools else b"",
+            options=codec.pack(options) if options else b"",
+            sticky=rollout,
+        )
+        future: asyncio.Future[ModelResult] = asyncio.get_running_loop().create_future()
+        self._waiting[rollout, path] = future
+        await self.broker.publish(
+            Outgoing(
+                MODEL.name, model_key(lane, model), codec.encode(call), codec.kind_of(ModelCall)
+            )
+        )
+        async with asyncio.timeout(deadline_s + 5):
+            return await future
+
+    async def _epoch(self, rollout: str) -> str:
+        if rollout not in self._epochs:
+            taken = await self.journal.take(rollout, INBOX)
+            assert isinstance(taken, Run)
+            self._epochs[rollout] = taken.epoch
+        return self._epochs[rollout]
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *models: ModelConfig,
+    environments: Sequence[EnvironmentSpec] = (),
+    prefetch: int = 256,
+) -> AsyncIterator[Caller]:
+    """A gateway to these models that serves for the length of a test."""
+    broker, journal, stop = MemoryBroker(), MemoryJournal(), asyncio.Event()
+    named = {model.name: model for model in models}
+    known = {spec.name: spec for spec in environments}
+    async with open_gateway(named, known, broker, journal, prefetch=prefetch) as gateway:
+        caller = Caller(broker, journal, gateway)
+        queues = [source.queue for source in gateway.sources()]
+        await broker.declare([inbox(INBOX), *ladder_queues("model"), *queues])
+        async with (
+            asyncio.TaskGroup() as group,
+            broker.consume(inbox(INBOX).name, 1000, caller.on_reply),
+        ):
+            group.create_task(serve(broker, gateway.sources(), stop=stop, grace_s=0.2))
+            try:
+                yield caller
+            finally:
+                stop.set()
+    await broker.close()
+
+
+def output(result: ModelResult) -> list[Item]:
+    """The items of an answer."""
+    items: list[Item] = codec.unpack(result.items)
+    return items

@@ -1,0 +1,87 @@
+"""A Chat Completions answer, as bytes off the wire, to a ModelResult."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from broker import codec
+from broker.messages import ModelResult, Usage
+from workers.model_gateway.answers import completed
+from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.config import Price
+from workers.model_gateway.conversion import Unconvertible, assistant_items
+from workers.model_gateway.failures import embedded_error, unusable
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The object in an answer's body. Raises Retryable where there is none, or an error in it."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise unusable(f"not JSON ({e})") from e
+    if not isinstance(answer, dict):
+        raise unusable("not a JSON object")
+    if answer.get("error"):
+        raise embedded_error(answer["error"])
+    return answer
+
+
+def chat_result(
+    answer: Mapping[str, Any], request: BackendRequest, price: Price, seconds: float
+) -> ModelResult:
+    """What was sampled. Raises Retryable where the answer lacks what every answer has."""
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise unusable("it has no choices")
+    try:
+        items = completed(assistant_items(message), request)
+    except (Unconvertible, AttributeError, TypeError, KeyError) as e:
+        raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
+    return ModelResult(
+        items=codec.pack(items),
+        finish_reason=str(choice.get("finish_reason") or "stop"),
+        usage=chat_usage(answer.get("usage"), price),
+        model=str(answer.get("model") or ""),
+        response_id=str(answer.get("id") or ""),
+        seconds=seconds,
+    )
+
+
+def chat_usage(usage: object, price: Price) -> Usage:
+    """Tokens and cost; zeros where the provider says nothing."""
+    given = usage if isinstance(usage, Mapping) else {}
+    return _usage(given, "prompt", "completion", price)
+
+
+def responses_usage(usage: object, price: Price) -> Usage:
+    """The same, of a Responses answer."""
+    given = usage if isinstance(usage, Mapping) else {}
+    return _usage(given, "input", "output", price)
+
+
+def _usage(usage: Mapping[str, Any], read: str, written: str, price: Price) -> Usage:
+    prompt = _count(usage, f"{read}_tokens")
+    generated = _count(usage, f"{written}_tokens")
+    cached = _count(usage.get(f"{read}_tokens_details"), "cached_tokens")
+    return Usage(
+        prompt_tokens=prompt,
+        generated_tokens=generated,
+        cached_tokens=cached,
+        reasoning_tokens=_count(usage.get(f"{written}_tokens_details"), "reasoning_tokens"),
+        cost_usd=cost_usd(price, prompt, generated, cached),
+    )
+
+
+def _count(source: object, key: str) -> int:
+    value = source.get(key) if isinstance(source, Mapping) else None
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def cost_usd(price: Price, prompt: int, generated: int, cached: int) -> float:
+    """What a call cost, by the model's price."""
+    cached_price = price.prompt if price.cached is None else price.cached
+    fresh = max(prompt - cached, 0)
+    return (fresh * price.prompt + cached * cached_price + generated * price.generated) / 1e6

@@ -1,0 +1,91 @@
+"""What the gateway asks of a provider, and what can come of it, by what the caller must do.
+
+* BackendError
+  - Retryable         nothing wrong with the request: try again, not before `retry_after_s`
+  - Refused           the provider will never take this request: fail now, with its words
+  - ContextOverflow   the conversation is longer than the model's context: the rollout ends
+
+A backend makes one request per `generate`, never retries, and masks its secrets in every text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from broker.messages import ErrorKind, ModelResult
+from workers.spec import Item
+
+#: Calls end by their deadline; this only stops one that fails too fast for that to come soon.
+MAX_TRIES: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRequest:
+    """One model call, as every backend gets it."""
+
+    model: str
+    """The name that the provider knows it by."""
+    items: Sequence[Item]
+    """The conversation as Responses items."""
+    tools: Sequence[Item] = ()
+    """Responses tool definitions."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further Responses request fields: sampling, tool_choice, text, reasoning, ..."""
+    timeout_s: float = 600.0
+    """Of this one try, connecting and reading included."""
+    rollout: str = ""
+    """The rollout's id: what endpoints are chosen by, and what a scripted policy varies on."""
+    path: str = ""
+    """The call's place in its rollout."""
+
+    @property
+    def request_id(self) -> str:
+        """Names this call in the provider's logs; the same in every try."""
+        return f"{self.rollout}:{self.path}"
+
+
+class Backend(Protocol):
+    """One endpoint of one model."""
+
+    async def generate(self, request: BackendRequest) -> ModelResult:
+        """Ask once. Raises: Retryable, Refused, ContextOverflow; nothing else on purpose."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class BackendError(Exception):
+    """The provider did not answer the call. The text is for the row, with secrets masked."""
+
+
+class Retryable(BackendError):
+    """Another try may succeed."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: ErrorKind = "infra",
+        retry_after_s: float | None = None,
+        throttled: bool = False,
+        max_tries: int = MAX_TRIES,
+    ) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        """What it counts as when the tries are used up."""
+        self.retry_after_s = retry_after_s
+        """The provider asked us to wait this long; None where it said nothing."""
+        self.throttled = throttled
+        """Too many requests: the endpoint is alive, so this says nothing about its health."""
+        self.max_tries = max_tries
+        """The call is given up after this many tries that failed."""
+
+
+class Refused(BackendError):
+    """No try will succeed: a bad request, a wrong key, an unknown model."""
+
+
+class ContextOverflow(BackendError):
+    """The conversation, or what it asks for, does not fit the model's context."""

@@ -1,0 +1,68 @@
+"""What a model is and where it is served, as plain values from the wiring."""
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from broker.masking import Secret
+
+Api = Literal["auto", "chat", "responses", "vllm"]
+"""`auto`: Responses at api.openai.com, else Chat Completions (vLLM servers are recognised)."""
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Azure:
+    """A deployment on Azure OpenAI. The key is the model's `api_key`, unless `ad_token` is set."""
+
+    api_version: str
+    deployment: str | None = None
+    """None: named like the model."""
+    ad_token: Secret | None = None
+    """Microsoft Entra ID (Active Directory) token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """US dollars per million tokens."""
+
+    prompt: float = 0.0
+    generated: float = 0.0
+    cached: float | None = None
+    """None: like other prompt tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One model and its endpoints."""
+
+    name: str
+    """What tasks call it; it stands in queue names."""
+    base_urls: tuple[str, ...] = ()
+    """Replicas, each up to `/v1` (Azure: the resource's URL); empty: OpenAI's own."""
+    api_key: Secret | None = None
+    api: Api = "auto"
+    azure: Azure | None = None
+    served_name: str | None = None
+    """What the provider calls it; None: the same."""
+    max_concurrency: int = 256
+    """Requests in flight per endpoint, at most."""
+    try_timeout_s: float = 600.0
+    """A request without a complete answer after this long is cut and made again."""
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """Prompt and generated tokens together."""
+    price: Price = Price()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where it is served; OpenAI where nothing was said."""
+        return self.base_urls or (OPENAI_URL,)
+
+
+def chosen_api(api: Api, base_url: str) -> Api:
+    """The API to speak with this endpoint, where nothing but its URL is known."""
+    if api != "auto":
+        return api
+    return "responses" if urlsplit(base_url).hostname == "api.openai.com" else "chat"

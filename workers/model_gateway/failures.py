@@ -1,0 +1,77 @@
+"""What a provider's refusal means, whoever speaks to it: status and body to a typed error."""
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from workers.model_gateway.backend import BackendError, ContextOverflow, Refused, Retryable
+
+#: The request was fine, its moment was not.
+_RETRYABLE: Final = frozenset({408, 409, 425, 429})
+#: An answer that cannot be used has been paid for: fewer tries than for one that never came.
+UNUSABLE_TRIES: Final = 5
+
+_OVERFLOW: Final = re.compile(
+    r"context_length_exceeded|maximum context length|maximum model length|context[_ ]window"
+    r"|exceeds? .{0,40}context (?:length|size)|(?:prompt|input) is too long"
+    r"|longer than the model's context",
+    re.IGNORECASE,
+)
+
+
+def status_error(status: int, text: str, headers: Mapping[str, str]) -> BackendError:
+    """The error for an answer that is not 2xx. `text` is its body, secrets masked already."""
+    message = f"HTTP {status}: {_provider_message(text)}"
+    if status in _RETRYABLE or status >= 500:
+        if status == 429 and "insufficient_quota" in text:  # no waiting fills an account
+            return Refused(message)
+        return Retryable(
+            message,
+            kind="model" if status in (409, 425, 429) else "infra",
+            retry_after_s=retry_after_s(headers),
+            throttled=status == 429,
+        )
+    if status in (400, 413, 422) and _OVERFLOW.search(text):
+        return ContextOverflow(message)
+    return Refused(message)
+
+
+def embedded_error(error: Any) -> BackendError:
+    """The error for an answer with status 200 that carries one (OpenRouter and kin)."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 502
+    return status_error(status, json.dumps({"error": error}), {})
+
+
+def unusable(why: str) -> Retryable:
+    """The error for an answer with status 200 that nobody can read."""
+    return Retryable(f"unusable answer: {why}", max_tries=UNUSABLE_TRIES)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the provider asks us to wait: milliseconds, seconds, or a date; else None."""
+    try:
+        if (ms := headers.get("retry-after-ms")) is not None:
+            return max(float(ms) / 1000, 0.0)
+        if (value := headers.get("retry-after")) is None:
+            return None
+        if re.fullmatch(r"\s*[0-9.]+\s*", value):
+            return float(value)
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
+
+
+def _provider_message(text: str) -> str:
+    """The provider's own words in a JSON error body; the body itself where it has another form."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return text.strip() or "(empty body)"
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or text
+    return error if isinstance(error, str) else text

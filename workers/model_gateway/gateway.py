@@ -1,0 +1,140 @@
+"""One model call's life: decode, claim, ask until there is an answer or no time left, store, reply.
+
+Every end is a result that is stored: an answer, `context_overflow` (the rollout is truncated), or
+an error that says whose fault it was. What is not over yet waits in the slot or on the ladder.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import random
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from broker import codec
+from broker.base import Broker, Delivery
+from broker.errors import Undecodable
+from broker.journal.base import Go, Journal
+from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
+from broker.serve import Outcome, Source
+from broker.topology import LANES, Lane, model_queue
+from workers.executor import Done, Executor, Postponed
+from workers.model_gateway.backend import (
+    Backend,
+    BackendRequest,
+    ContextOverflow,
+    Refused,
+    Retryable,
+)
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.conversion import as_items
+from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
+
+log = logging.getLogger(__name__)
+
+#: Share of the prefetch that each lane may hold.
+_LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
+
+
+class ModelGateway:
+    """Answers the calls of its models. `handle` is what the core loop runs."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        journal: Journal,
+        models: Mapping[str, tuple[ModelConfig, Backend]],
+        *,
+        prefetch: int = 256,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._executor = Executor(broker, journal)
+        self._models = models
+        self._prefetch = prefetch
+        self._chance = chance or random.Random()
+
+    def sources(self) -> list[Source]:
+        """What to consume: each model's queue in every lane, within `prefetch` calls each."""
+        return [
+            Source(
+                model_queue(lane, model),
+                max(int(self._prefetch * _LANE_SHARE[lane]), 1),
+                self.handle,
+                "model",
+            )
+            for model in self._models
+            for lane in LANES
+        ]
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Answer one call. Raises WireError for a message that is none, JournalUnavailable."""
+        call = codec.decode(ModelCall, delivery.body, delivery.kind)
+        return await self._executor.execute(call, functools.partial(self._work, call))
+
+    async def _work(self, call: ModelCall, _: Go) -> Done | Postponed:
+        served = self._models.get(call.model)
+        if served is None:
+            known = ", ".join(sorted(self._models))
+            return _failed("model", f"this gateway has no model {call.model!r}; it has: {known}")
+        config, backend = served
+        request = request_of(call, config)
+        tries = call.tries
+        while True:
+            left_s = call.deadline - time.time()
+            try:
+                async with asyncio.timeout(left_s):
+                    result = await backend.generate(_with_timeout(request, config, left_s))
+                return _done(result, tries + 1)
+            except ContextOverflow as e:
+                return _overflow(call, str(e), tries + 1)
+            except Refused as e:
+                return _failed("model", str(e), tries + 1)
+            except TimeoutError:
+                return _failed("infra", "its deadline passed", tries + 1)
+            except Retryable as e:
+                error = e
+            tries += 1
+            left_s = call.deadline - time.time()
+            match decide(error, tries=tries, left_s=left_s, chance=self._chance):
+                case Wait(delay_s):
+                    await asyncio.sleep(delay_s)
+                case PutOff(delay_s):
+                    return Postponed(delay_s, tries - call.tries)
+                case GiveUp():
+                    return _failed(error.kind, f"{error} ({tries} tries)", tries)
+
+
+def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
+    """The call unpacked, for a backend. Raises Undecodable."""
+    items = [codec.unpack(item) for item in call.input]
+    if not all(isinstance(item, dict) for item in items):
+        raise Undecodable("an input item is not a map")
+    return BackendRequest(
+        model=config.served_name or config.name,
+        items=as_items(items),
+        tools=codec.unpack(call.tools) if call.tools else (),
+        options=codec.unpack(call.options) if call.options else {},
+        rollout=call.sticky or call.rollout,
+        path=call.path,
+        timeout_s=config.try_timeout_s,
+    )
+
+
+def _with_timeout(request: BackendRequest, config: ModelConfig, left_s: float) -> BackendRequest:
+    return dataclasses.replace(request, timeout_s=max(min(config.try_timeout_s, left_s), 0.001))
+
+
+def _done(result: ModelResult, tries: int) -> Done:
+    return Done(codec.pack(dataclasses.replace(result, tries=tries)))
+
+
+def _overflow(call: ModelCall, why: str, tries: int) -> Done:
+    """Not an error: the conversation has become too long, which the agent ends as truncated."""
+    log.info("context overflow", extra={"rollout": call.rollout, "path": call.path, "why": why})
+    return _done(ModelResult(finish_reason="context_overflow"), tries)
+
+
+def _failed(kind: ErrorKind, why: str, tries: int = 1) -> Done:
+    return _done(ModelResult(error=Failure(kind=kind, message=why)), tries)

@@ -1,0 +1,154 @@
+"""OpenAI, Azure OpenAI and every OpenAI-compatible server, through the `openai` SDK.
+
+The SDK builds, signs and sends requests; it never retries (the gateway does) and its answers are
+read from their bytes, within a size, since a provider's JSON may be anything.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import httpx2
+import openai
+
+from broker.messages import ModelResult
+from workers.model_gateway.answer_chat import chat_result, json_object
+from workers.model_gateway.answer_responses import responses_result
+from workers.model_gateway.backend import BackendRequest, Refused, Retryable
+from workers.model_gateway.config import ModelConfig, chosen_api
+from workers.model_gateway.conversion import (
+    OPEN_SERVER,
+    OPENAI,
+    Unconvertible,
+    chat_tools,
+    messages_of,
+)
+from workers.model_gateway.failures import status_error
+from workers.model_gateway.fields import chat_fields, responses_fields
+from workers.model_gateway.masking import masked
+
+#: A longer answer would not fit a message, and 1,000 of them not the gateway.
+MAX_ANSWER_BYTES: Final = 12 * 1024 * 1024
+_CONNECT_S: Final = 10.0
+_TOO_LARGE_TRIES: Final = 2
+_UNSENDABLE = (Unconvertible, AttributeError, KeyError, TypeError, ValueError)
+
+
+class OpenAIBackend:
+    """One endpoint that speaks OpenAI's Chat Completions or Responses."""
+
+    def __init__(self, config: ModelConfig, base_url: str) -> None:
+        self._config = config
+        self._responses = chosen_api(config.api, base_url) == "responses"
+        self._own = config.azure is not None or "api.openai.com" in base_url
+        self._client = _client(config, base_url)
+
+    async def generate(self, request: BackendRequest) -> ModelResult:
+        """Ask once (backend.Backend)."""
+        try:
+            path, body = self._body(request)
+        except _UNSENDABLE as e:
+            raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
+        started = time.monotonic()
+        answer = json_object(await self._post(path, body, request))
+        read = responses_result if self._responses else chat_result
+        return read(answer, request, self._config.price, time.monotonic() - started)
+
+    async def check(self, timeout_s: float) -> None:
+        """Whether the endpoint answers and takes our key. Raises BackendError."""
+        async with self._typed_errors(timeout_s), asyncio.timeout(timeout_s):
+            with contextlib.suppress(openai.NotFoundError):  # there, but it lists no models
+                await self._client.models.with_raw_response.list()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _body(self, request: BackendRequest) -> tuple[str, dict[str, Any]]:
+        if self._responses:
+            body = {"model": request.model, "input": list(request.items)}
+            body |= {"tools": list(request.tools)} if request.tools else {}
+            return "/responses", body | responses_fields(request.options)
+        messages = messages_of(request.items, OPENAI if self._own else OPEN_SERVER)
+        body = {"model": request.model, "messages": messages}
+        length = "max_completion_tokens" if self._own else "max_tokens"
+        fields = chat_fields(request.options, length_field=length)
+        if request.tools:
+            body["tools"] = chat_tools(request.tools)
+        else:  # without tools, these are errors to OpenAI
+            fields = {
+                k: v for k, v in fields.items() if k not in ("tool_choice", "parallel_tool_calls")
+            }
+        return "/chat/completions", body | fields
+
+    async def _post(self, path: str, body: Mapping[str, Any], request: BackendRequest) -> bytes:
+        async with self._typed_errors(request.timeout_s), asyncio.timeout(request.timeout_s):
+            return await self._send(path, body, request)
+
+    @contextlib.asynccontextmanager
+    async def _typed_errors(self, timeout_s: float) -> AsyncIterator[None]:
+        try:
+            yield
+        except openai.APIStatusError as e:
+            text = self._masked(e.response.text)
+            raise status_error(e.status_code, text, e.response.headers) from None
+        except (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError):
+            raise Retryable(f"no answer within {timeout_s:g} s") from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as e:
+            cause = e.__cause__ or e
+            why = self._masked(f"{type(cause).__name__}: {cause}")
+            raise Retryable(f"the connection failed: {why}") from None
+
+    async def _send(self, path: str, body: Mapping[str, Any], request: BackendRequest) -> bytes:
+        create: Any = (
+            self._client.responses.with_streaming_response.create
+            if path == "/responses"
+            else self._client.chat.completions.with_streaming_response.create
+        )
+        headers = {"X-Request-Id": request.request_id}
+        if isinstance(self._client, openai.AsyncAzureOpenAI):
+            headers = {"x-ms-client-request-id": request.request_id}
+        async with create(
+            **{"model": request.model, _CONVERSATION[path]: body[_CONVERSATION[path]]},
+            extra_body={k: v for k, v in body.items() if k not in ("model", _CONVERSATION[path])},
+            extra_headers=headers,
+            timeout=httpx2.Timeout(request.timeout_s, connect=_CONNECT_S),
+        ) as response:
+            chunks, size = [], 0
+            async for chunk in response.iter_bytes():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    what = f"the answer is larger than {MAX_ANSWER_BYTES} bytes"
+                    raise Retryable(what, kind="model", max_tries=_TOO_LARGE_TRIES)
+            return b"".join(chunks)
+
+    def _masked(self, text: str) -> str:
+        azure = self._config.azure
+        return masked(text, (self._config.api_key, azure.ad_token if azure else None))
+
+
+_CONVERSATION: Final = {"/responses": "input", "/chat/completions": "messages"}
+
+
+def _client(config: ModelConfig, base_url: str) -> openai.AsyncOpenAI:
+    key = config.api_key.reveal() if config.api_key else None
+    http = openai.DefaultAsyncHttpxClient(
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=1000)
+    )
+    if (azure := config.azure) is not None:
+        return openai.AsyncAzureOpenAI(
+            azure_endpoint=base_url,
+            azure_deployment=azure.deployment or config.served_name or config.name,
+            api_version=azure.api_version,
+            api_key=key,
+            azure_ad_token=azure.ad_token.reveal() if azure.ad_token else None,
+            max_retries=0,
+            http_client=http,
+        )
+    # a server of one's own needs no key, the SDK does
+    return openai.AsyncOpenAI(
+        base_url=base_url, api_key=key or "none", max_retries=0, http_client=http
+    )

@@ -1,0 +1,74 @@
+"""Opens a gateway from plain values: the one place where backends are chosen."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from broker.base import Broker
+from broker.errors import Unreachable
+from broker.journal.base import Journal
+from broker.masking import mask_url
+from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.gateway import ModelGateway
+from workers.model_gateway.openai_backend import OpenAIBackend
+from workers.model_gateway.pool import Endpoint, EndpointPool
+from workers.model_gateway.scripted import ScriptedBackend, scripted_name
+from workers.spec import EnvironmentSpec
+from workers.threads import Threads
+
+
+@asynccontextmanager
+async def open_gateway(
+    models: Mapping[str, ModelConfig],
+    environments: Mapping[str, EnvironmentSpec],
+    broker: Broker,
+    journal: Journal,
+    *,
+    prefetch: int = 256,
+) -> AsyncIterator[ModelGateway]:
+    """A gateway to `models`, and to `scripted/<name>` of each environment that has a policy."""
+    async with AsyncExitStack() as stack:
+        served: dict[str, tuple[ModelConfig, Backend]] = {}
+        threads = Threads()
+        for environment in environments.values():
+            if environment.policy is not None:
+                name = scripted_name(environment.name)
+                served[name] = ModelConfig(name=name), ScriptedBackend(environment, threads)
+        for name, config in models.items():
+            pool = open_pool(config)
+            stack.push_async_callback(pool.close)
+            served[name] = config, pool
+        yield ModelGateway(broker, journal, served, prefetch=prefetch)
+
+
+def open_pool(config: ModelConfig) -> EndpointPool:
+    """The endpoints of one model. Nothing is sent yet."""
+    return EndpointPool(
+        [
+            Endpoint(mask_url(url), OpenAIBackend(config, url), config.max_concurrency)
+            for url in config.urls
+        ]
+    )
+
+
+async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> None:
+    """Ask every endpoint of a model whether it is there and takes our key; costs no tokens.
+
+    Raises Unreachable with the endpoint (masked), what it said, and what to try.
+    """
+    for url in config.urls:
+        backend = OpenAIBackend(config, url)
+        try:
+            await backend.check(timeout_s)
+        except (BackendError, TimeoutError) as e:
+            raise Unreachable(_advice(config, mask_url(url), e)) from e
+        finally:
+            await backend.close()
+
+
+def _advice(config: ModelConfig, url: str, error: Exception) -> str:
+    if isinstance(error, Refused | ContextOverflow):
+        hint = "check the API key (--api-key-env) and that the base URL ends where /v1 does"
+    else:
+        hint = "check that the server runs, and --base-url"
+    return f"model {config.name!r} at {url}: {error}. Try: {hint}"

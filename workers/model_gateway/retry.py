@@ -1,0 +1,55 @@
+"""What to do about a try that failed: a pure function of the error, the tries and the time left."""
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from broker.topology import LADDER_S
+from workers.model_gateway.backend import Retryable
+
+#: Shorter waits are spent in the slot, longer ones in the broker.
+IN_SLOT_S: Final = 2.0
+_FIRST_S: Final = 0.5
+_LONGEST_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Sleep here, then try again."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """Go round the ladder, then try again."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The tries or the time are used up."""
+
+
+def decide(
+    error: Retryable, *, tries: int, left_s: float, chance: random.Random
+) -> Wait | PutOff | GiveUp:
+    """After `tries` failed tries with `left_s` to the call's deadline.
+
+    Exponential with full jitter. `Retry-After` is the least we wait, with jitter on top, so that
+    those who were sent away together do not come back together.
+    """
+    backoff_s = chance.uniform(0, min(_FIRST_S * 2.0 ** (tries - 1), _LONGEST_S))
+    asked_s = error.retry_after_s
+    delay_s = backoff_s if asked_s is None else asked_s + chance.uniform(0, 0.1 * asked_s + 0.1)
+    if tries >= error.max_tries or delay_s >= left_s:
+        return GiveUp()
+    if delay_s <= IN_SLOT_S or _rung_s(delay_s) >= left_s:
+        return Wait(delay_s)
+    return PutOff(delay_s)
+
+
+def _rung_s(delay_s: float) -> float:
+    """How long the ladder really takes for this delay."""
+    return min((s for s in LADDER_S.values() if s >= delay_s), default=max(LADDER_S.values()))
