@@ -9,7 +9,7 @@ one flush per turn of the loop. The upper half of the channel numbers is ours, t
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import aio_pika
 from pamqp import commands, frame, heartbeat
@@ -73,8 +73,7 @@ class Wire(asyncio.StreamReaderProtocol):
         return self._paused or self._out_bytes > HIGH_WATER_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none, but acts as one
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
