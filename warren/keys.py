@@ -182,8 +182,8 @@ PLACE: Final[tuple[Key, ...]] = (
     ),
     Key(
         name="api",
-        help="what --base-url speaks: `chat` (Chat Completions, default) or `responses`",
-        parse=one_of("chat", "responses"),
+        help="what --base-url speaks: chat, responses or auto (responses at OpenAI, else chat)",
+        parse=one_of("auto", "chat", "responses"),
         metavar="KIND",
     ),
     Key(

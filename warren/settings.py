@@ -20,7 +20,7 @@ from warren.keys import KEYS, PREFETCH, Key, integer, one_of, text, url
 DEFAULT_FILE: Final = "warren.toml"
 DEFAULT_API_KEY_ENV: Final = "OPENAI_API_KEY"
 
-Api = Literal["chat", "responses"]
+Api = Literal["auto", "chat", "responses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,8 @@ class ModelSettings:
     name: str
     base_urls: tuple[Url, ...] = ()
     """Replicas, each up to `/v1`; empty: the provider's own address."""
-    api: Api = "chat"
+    api: Api = "auto"
+    """`auto`: Responses at OpenAI itself, Chat Completions elsewhere."""
     api_key_env: str | None = None
     """The variable that was named for the key; None: OPENAI_API_KEY, if it is set."""
     api_key: Secret | None = None
@@ -215,7 +216,7 @@ def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> S
 
 _MODEL_KEYS: Final = {
     "base_urls": url("http", "https"),
-    "api": one_of("chat", "responses"),
+    "api": one_of("auto", "chat", "responses"),
     "api_key_env": text,
     "max_concurrency": integer(1),
 }

@@ -1,0 +1,186 @@
+"""Counting at the seams: a broker and a journal that behave as the ones they wrap, and count."""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth
+from broker.errors import QueueFull, Unroutable
+from broker.journal.base import Journal, Run
+from broker.metrics import Metrics
+from broker.topology import QueueSpec
+
+
+def family(name: str) -> str:
+    """`task` of `warren.q.v1.task.normal.calculator` or `warren.x.v1.task`."""
+    words = name.split(".", 4)
+    return words[3] if len(words) > 3 else "other"
+
+
+class MeteredBroker:
+    """See base.Broker."""
+
+    def __init__(self, broker: Broker, metrics: Metrics) -> None:
+        self._broker = broker
+        self._metrics = metrics
+        metrics.watch(broker)
+
+    @property
+    def reconnects(self) -> int:
+        return self._broker.reconnects
+
+    @property
+    def connected(self) -> bool:
+        return self._broker.connected
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        await self._broker.declare(queues)
+
+    async def publish(self, message: Outgoing) -> None:
+        exchange, outcome, started = family(message.exchange), "failed", time.monotonic()
+        try:
+            await self._broker.publish(message)
+            outcome = "confirmed"
+        except Unroutable:
+            outcome = "unroutable"
+            raise
+        except QueueFull:
+            outcome = "full"
+            raise
+        finally:
+            self._metrics.published.labels(exchange, outcome).inc()
+            self._metrics.confirm_s.labels(exchange).observe(time.monotonic() - started)
+
+    def publish_hint(self, message: Outgoing) -> None:
+        self._metrics.hints.inc()
+        self._broker.publish_hint(message)
+
+    @asynccontextmanager
+    async def consume(
+        self, queue: str, prefetch: int, on_delivery: OnDelivery
+    ) -> AsyncGenerator[None]:
+        name, metrics = family(queue), self._metrics
+
+        def counted(delivery: Delivery) -> None:
+            on_delivery(MeteredDelivery(delivery, name, metrics))
+
+        async with self._broker.consume(queue, prefetch, counted):
+            metrics.slots.labels(name).inc(prefetch)
+            try:
+                yield
+            finally:
+                metrics.slots.labels(name).dec(prefetch)
+
+    async def depth(self, queue: str) -> QueueDepth | None:
+        return await self._broker.depth(queue)
+
+    async def delete(self, queue: str) -> None:
+        await self._broker.delete(queue)
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+
+class MeteredDelivery:
+    """See base.Delivery."""
+
+    __slots__ = ("_delivery", "_family", "_metrics", "_since")
+
+    def __init__(self, delivery: Delivery, family: str, metrics: Metrics) -> None:
+        self._delivery = delivery
+        self._family = family
+        self._metrics = metrics
+        self._since: float | None = time.monotonic()
+        metrics.delivered.labels(family, "yes" if delivery.redelivered else "no").inc()
+        metrics.in_hand.labels(family).inc()
+
+    @property
+    def body(self) -> bytes:
+        return self._delivery.body
+
+    @property
+    def kind(self) -> str:
+        return self._delivery.kind
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        return self._delivery.headers
+
+    @property
+    def queue(self) -> str:
+        return self._delivery.queue
+
+    @property
+    def exchange(self) -> str:
+        return self._delivery.exchange
+
+    @property
+    def key(self) -> str:
+        return self._delivery.key
+
+    @property
+    def redelivered(self) -> bool:
+        return self._delivery.redelivered
+
+    @property
+    def live(self) -> bool:
+        return self._delivery.live
+
+    def ack(self) -> None:
+        self._settled("ack" if self._delivery.live else "stale")
+        self._delivery.ack()
+
+    def give_back(self) -> None:
+        self._settled("given_back" if self._delivery.live else "stale")
+        self._delivery.give_back()
+
+    def _settled(self, outcome: str) -> None:
+        if self._since is None:
+            return
+        self._metrics.settled.labels(self._family, outcome).inc()
+        self._metrics.held_s.labels(self._family, outcome).observe(time.monotonic() - self._since)
+        self._metrics.in_hand.labels(self._family).dec()
+        self._since = None
+
+
+#: Operations whose answer is counted too: they tell replays, duplicates, mismatches, losses.
+_ANSWERS: Final = frozenset({"take", "begin", "finish"})
+
+
+def metered_journal(journal: Journal, metrics: Metrics) -> Journal:
+    """The same journal, each of its operations timed and counted."""
+    return cast(Journal, _MeteredJournal(journal, metrics))
+
+
+class _MeteredJournal:
+    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+        self._journal = journal
+        self._metrics = metrics
+
+    def __getattr__(self, op: str) -> Any:
+        """Made once per operation, then found on the instance."""
+        counted = _counted(op, getattr(self._journal, op), self._metrics)
+        setattr(self, op, counted)
+        return counted
+
+
+def _counted(
+    op: str, call: Callable[..., Awaitable[Any]], metrics: Metrics
+) -> Callable[..., Awaitable[Any]]:
+    seconds, errors = metrics.journal_s.labels(op), metrics.journal_errors.labels(op)
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        started = time.monotonic()
+        try:
+            with errors.count_exceptions(Exception):
+                answer = await call(*args, **kwargs)
+        finally:
+            seconds.observe(time.monotonic() - started)
+        if op in _ANSWERS:
+            metrics.journal_results.labels(op, type(answer).__name__.lower()).inc()
+        if isinstance(answer, Run):
+            metrics.replayed_calls.inc(len(answer.results))
+        return answer
+
+    return counted

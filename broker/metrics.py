@@ -1,0 +1,111 @@
+"""What a process counts, for Prometheus: base units, few labels, nothing that names a rollout.
+
+One `Metrics` per process, handed to what counts; the registry is a value, so two in one test are
+trivial. Almost all of it is counted at the seams (metered.py): code that works does not count.
+Labels are families: `queue` and `exchange` are `task`, `model`, `retry`, ..., never a full name.
+"""
+
+import time
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from broker.base import Broker
+
+_WORK_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400)
+_FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10)
+_REWARDS: Final = (-1.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own."""
+
+    def __init__(self, kind: str, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"warren_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"warren_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"warren_{name}", text, labels, registry=registry, buckets=buckets)
+
+        gauge("worker_info", "What this process is; always 1.", "kind", "version").labels(
+            kind, version
+        ).set(1)
+        self.slots = gauge("slots", "Prefetch: deliveries that may be in hand.", "queue")
+        self.in_hand = gauge("in_hand", "Deliveries in hand, not yet settled.", "queue")
+        self.delivered = counter("amqp_delivered", "Deliveries.", "queue", "redelivered")
+        self.settled = counter("amqp_settled", "Ends of deliveries.", "queue", "outcome")
+        self.held_s = histogram(
+            "work_seconds", "From a delivery to its settling.", _WORK_S, "queue", "outcome"
+        )
+        self.published = counter(
+            "amqp_published", "Confirmed or refused publishes.", "exchange", "outcome"
+        )
+        self.confirm_s = histogram(
+            "amqp_confirm_seconds", "From a publish to its confirm.", _FAST_S, "exchange"
+        )
+        self.hints = counter("amqp_hints", "Replies sent without confirm.")
+        self.journal_s = histogram(
+            "journal_op_seconds", "Operations of the journal.", _FAST_S, "op"
+        )
+        self.journal_results = counter(
+            "journal_results", "What take, begin and finish answered.", "op", "result"
+        )
+        self.journal_errors = counter("journal_errors", "Operations that failed.", "op")
+        self.replayed_calls = counter(
+            "replayed_calls", "Finished calls that a take found in the journal."
+        )
+        self.rows = counter("sink_rows", "Rows that became durable.", "status", "error")
+        self.reward = histogram("reward", "Rewards of durable rows.", _REWARDS)
+        self.tokens = counter("model_tokens", "Tokens of durable rows.", "direction")
+        self.last_commit = gauge(
+            "sink_last_commit_timestamp_seconds", "Unix time of the last commit."
+        )
+        self.loop_lag_s = histogram(
+            "event_loop_lag_seconds", "How late the event loop runs.", _FAST_S
+        )
+
+    def watch(self, broker: Broker) -> None:
+        """Export how the connection stands, read at each scrape."""
+        self.registry.register(_Connection(broker))
+
+    def row(
+        self,
+        *,
+        status: str,
+        error: str | None,
+        reward: float | None,
+        prompt_tokens: int,
+        generated_tokens: int,
+    ) -> None:
+        """One row became durable."""
+        self.rows.labels(status, error or "").inc()
+        if reward is not None:
+            self.reward.observe(reward)
+        self.tokens.labels("prompt").inc(prompt_tokens)
+        self.tokens.labels("generated").inc(generated_tokens)
+        self.last_commit.set(time.time())
+
+
+class _Connection(Collector):
+    """Reads what the broker counts itself."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def collect(self) -> list[CounterMetricFamily]:
+        return [
+            CounterMetricFamily(
+                "warren_amqp_reconnects",
+                "How often the connection was restored.",
+                value=self._broker.reconnects,
+            )
+        ]

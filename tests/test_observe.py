@@ -1,0 +1,188 @@
+"""What a worker tells about itself: metrics counted at the seams, health, readiness, logs."""
+
+import asyncio
+import json
+import logging
+import urllib.error
+import urllib.request
+from functools import partial
+
+import pytest
+
+from broker.base import Delivery, Outgoing
+from broker.errors import JournalUnavailable, Unroutable, UsageError
+from broker.journal.base import CallRef, Run
+from broker.journal.memory import MemoryJournal, MemoryRuns
+from broker.masking import MASK
+from broker.memory import MemoryBroker
+from broker.metered import MeteredBroker, family, metered_journal
+from broker.metrics import Metrics
+from broker.topology import DEAD, TASK, ladder_exchange, task_key, task_queue
+from sinks.totals import RowSummary
+from warren.logs import Masking, human_line, json_line
+from warren.observe import checks_of, count_rows, serving
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"warren_{name}", labels)
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body; blocking."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read().decode()
+
+
+def test_families_are_few() -> None:
+    assert family(task_queue("normal", "calculator").name) == "task"
+    assert family(DEAD.name) == "dead"
+    assert family(ladder_exchange("tool", "5s").name) == "retry"
+    assert family("somebody.elses") == "other"
+
+
+async def test_a_metered_broker_counts_publishes_deliveries_and_how_they_end() -> None:
+    metrics = Metrics("agent", "0")
+    broker = MeteredBroker(MemoryBroker(), metrics)
+    queue = task_queue("normal", "e")
+    await broker.declare([queue])
+    message = Outgoing(exchange=TASK.name, key=task_key("normal", "e"), body=b"x", kind="task.v1")
+    await broker.publish(message)
+    with pytest.raises(Unroutable):
+        await broker.publish(Outgoing(exchange=TASK.name, key="nobody", body=b"x"))
+    assert value(metrics, "amqp_published_total", exchange="task", outcome="confirmed") == 1
+    assert value(metrics, "amqp_published_total", exchange="task", outcome="unroutable") == 1
+
+    arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    async with asyncio.timeout(10), broker.consume(queue.name, 7, arrived.put_nowait):
+        first = await arrived.get()
+        assert (first.body, first.kind, first.key) == (b"x", "task.v1", "normal.e")
+        assert value(metrics, "slots", queue="task") == 7
+        assert value(metrics, "in_hand", queue="task") == 1
+        first.give_back()
+        second = await arrived.get()
+        assert second.redelivered
+        second.ack()
+    assert value(metrics, "slots", queue="task") == 0
+    assert value(metrics, "in_hand", queue="task") == 0
+    assert value(metrics, "amqp_delivered_total", queue="task", redelivered="yes") == 1
+    for outcome in ("ack", "given_back"):
+        assert value(metrics, "amqp_settled_total", queue="task", outcome=outcome) == 1
+    assert value(metrics, "amqp_reconnects_total") == 0
+    await broker.close()
+
+
+async def test_a_metered_journal_counts_operations_answers_and_replays() -> None:
+    metrics = Metrics("agent", "0")
+    journal = metered_journal(MemoryJournal(), metrics)
+    run = await journal.take("r", "inbox")
+    assert isinstance(run, Run)
+    call = CallRef(rollout="r", epoch=run.epoch, path="0", carrier="c", request_hash=b"h", held=0)
+    await journal.begin(call)
+    await journal.finish(call, b"result")
+    await journal.begin(call)
+    await journal.take("r", "inbox")
+    for op, result in (("begin", "go"), ("begin", "found"), ("finish", "finished")):
+        assert value(metrics, "journal_results_total", op=op, result=result) == 1
+    assert value(metrics, "journal_results_total", op="take", result="run") == 2
+    assert value(metrics, "replayed_calls_total") == 1
+    assert value(metrics, "journal_op_seconds_count", op="begin") == 2
+
+
+async def test_a_failing_journal_is_counted_and_raises() -> None:
+    class Down(MemoryJournal):
+        async def renew_lease(self, inbox: str) -> None:
+            raise JournalUnavailable("down")
+
+    metrics = Metrics("agent", "0")
+    with pytest.raises(JournalUnavailable):
+        await metered_journal(Down(), metrics).renew_lease("inbox")
+    assert value(metrics, "journal_errors_total", op="renew_lease") == 1
+
+
+async def test_the_endpoints_answer_on_a_free_port() -> None:
+    metrics = Metrics("sink", "1.2.3")
+    row = RowSummary(
+        run="r",
+        generation="g",
+        rollout_id="r/0/0",
+        task_index=0,
+        repeat=0,
+        status="completed",
+        error_kind=None,
+        reward=1.0,
+        model_calls=1,
+        tool_calls=0,
+        prompt_tokens=10,
+        generated_tokens=5,
+        cost_usd=0.0,
+    )
+    partial(count_rows, metrics)([row, row])
+    async with serving(metrics, {}, host="127.0.0.1", port=0) as port:
+        status, text = await asyncio.to_thread(get, port, "/metrics")
+        assert status == 200
+        assert 'warren_worker_info{kind="sink",version="1.2.3"} 1.0' in text
+        assert 'warren_sink_rows_total{error="",status="completed"} 2.0' in text
+        assert 'warren_model_tokens_total{direction="prompt"} 20.0' in text
+        assert "process_resident_memory_bytes" in text
+        assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
+        with pytest.raises(UsageError, match="cannot serve metrics on 127"):
+            async with serving(Metrics("sink", "0"), {}, host="127.0.0.1", port=port):
+                raise AssertionError("the port was taken")
+
+
+async def test_ready_means_connected_answering_and_consuming() -> None:
+    class Silent(MemoryRuns):
+        silent = False
+
+        async def progress(self, run: str) -> None:
+            if self.silent:
+                raise JournalUnavailable("silent")
+
+    broker, runs, consuming = MemoryBroker(), Silent(), asyncio.Event()
+    checks = checks_of(broker, runs, consuming)
+    async with serving(Metrics("agent", "0"), checks, host="127.0.0.1", port=0) as port:
+        status, text = await asyncio.to_thread(get, port, "/readyz")
+        assert (status, json.loads(text)["consuming"]) == (503, False)
+        consuming.set()
+        status, text = await asyncio.to_thread(get, port, "/readyz")
+        assert (status, json.loads(text)["ready"]) == (200, True)
+        runs.silent = True
+        status, text = await asyncio.to_thread(get, port, "/readyz")
+        assert (status, json.loads(text)["journal"]) == (503, False)
+        runs.silent = False
+        await broker.close()
+        status, text = await asyncio.to_thread(get, port, "/readyz")
+        assert (status, json.loads(text)["broker"]) == (503, False)
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("broker.serve", logging.WARNING, "f", 1, message, None, None)
+    vars(made).update(extra)
+    return made
+
+
+def test_a_log_line_carries_its_data() -> None:
+    line = Masking(human_line, frozenset()).format(record("dead letter", queue="q", reason="a b"))
+    assert line.endswith('warning broker.serve: dead letter queue=q reason="a b"')
+    entry = json.loads(Masking(json_line, frozenset()).format(record("dead letter", queue="q")))
+    assert (entry["message"], entry["level"], entry["queue"]) == ("dead letter", "warning", "q")
+
+
+@pytest.mark.parametrize("render", [human_line, json_line])
+def test_no_secret_reaches_a_log_line(render: object) -> None:
+    formatter = Masking(
+        human_line if render is human_line else json_line, frozenset({"sk-1234567"})
+    )
+    made = record("refused", url="amqp://u:hunter2@h", header="Bearer sk-1234567")
+    try:
+        raise ValueError("sk-1234567")
+    except ValueError as e:
+        made.exc_info = (ValueError, e, e.__traceback__)
+    line = formatter.format(made)
+    assert "hunter2" not in line
+    assert "sk-1234567" not in line
+    assert line.count(MASK) >= 3
