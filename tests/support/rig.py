@@ -90,7 +90,7 @@ class Rig:
 
     async def __aenter__(self) -> "Rig":
         results = run_results_queue("test", "r")
-        lanes = [model_queue(lane, "m") for lane in (*LANES, "suspect")]
+        lanes = [model_queue(lane, "m") for lane in LANES]
         await self.node.declare(
             [results, task_queue("normal", self.spec.name), *lanes, *ladder_queues("task")]
         )

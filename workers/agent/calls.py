@@ -18,7 +18,7 @@ from broker.messages import (
     ToolCall,
     ToolResult,
 )
-from broker.topology import MODEL, TOOL, model_key
+from broker.topology import MODEL, TOOL, Lane, model_key
 from workers.agent.conversation import Conversation
 from workers.owner import Ask, Owner
 from workers.spec import EnvironmentSpec, Item
@@ -61,7 +61,8 @@ class CallMaker:
         self._spec = spec
         self._row = row
         self._options = dict(options)
-        self._fields = {"run": task.run, "environment": task.environment, "lane": task.lane}
+        self._lane = call_lane(task)
+        self._fields = {"run": task.run, "environment": task.environment, "lane": self._lane}
         self._records: dict[str, CallRecord | None] = {}
         self._ends: dict[bytes, str] = {}
         self._main_length = 0
@@ -99,7 +100,7 @@ class CallMaker:
                 name.encode(), offered, packed_options, conversation.digests[-1]
             ),
             exchange=MODEL.name,
-            key=model_key(self._task.lane, name),
+            key=model_key(self._lane, name),
             message=functools.partial(
                 ModelCall,
                 model=name,
@@ -233,6 +234,11 @@ class CallMaker:
             raise RolloutEnded("truncated", _budget(f"stopped after {limits.max_steps} steps"))
         if limits.max_total_tokens is not None and self._tokens >= limits.max_total_tokens:
             raise RolloutEnded("truncated", _budget(f"stopped after {self._tokens} tokens"))
+
+
+def call_lane(task: Task) -> Lane:
+    """The lane of a task's model calls; a suspect endangers its agent, not the gateways."""
+    return "resume" if task.lane == "suspect" else task.lane
 
 
 def _budget(message: str) -> Failure:

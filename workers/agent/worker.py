@@ -35,6 +35,7 @@ from broker.topology import (
     tool_queue,
     verify_queue,
 )
+from workers.agent.calls import call_lane
 from workers.agent.rollout import Watch, failed_trajectory, run_rollout, too_large
 from workers.agent.slots import Slots
 from workers.owner import Inbox, Replaced
@@ -302,7 +303,7 @@ class AgentWorker:
             [
                 tool_queue(task.environment),
                 verify_queue(task.environment),
-                model_queue(task.lane, task.model),
+                model_queue(call_lane(task), task.model),
                 *ladder_queues("verify"),
             ]
         )

@@ -1,0 +1,299 @@
+"""What `warren collect` and the demo do: one run, from a checked dataset to committed rows.
+
+    check input -> open run record and output -> connect -> workers + sink + publisher -> summary
+
+The run is over when every expected id is committed, not when a count is reached. Interrupted, it
+leaves everything that is finished safe, and the same command goes on.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.errors import UsageError
+from broker.messages import Task
+from broker.serve import serve
+from broker.topology import (
+    LANES,
+    QueueSpec,
+    dead_queue,
+    kept_queue,
+    ladder_queues,
+    model_queue,
+    run_results_queue,
+    task_queue,
+    tool_queue,
+    verify_queue,
+)
+from producers import bitmap
+from producers.checks import CheckReport, check, good_lines
+from producers.datasets import BadDataset, is_stream, spool
+from producers.publisher import Instance, Publisher, remaining
+from producers.run_record import OpenedRun, RunConflict, RunSpec, open_run
+from sinks.base import Output
+from sinks.roles import collect_into
+from sinks.totals import RowSummary
+from warren.connections import Connections, connect
+from warren.environment import Environment
+from warren.hosting import Plan, open_all
+from warren.models import model_of, served
+from warren.options import CollectOptions, RunOptions
+from warren.outputs import open_output, output_paths, written_before
+from warren.progress import Progress, showing
+from warren.settings import Settings
+from warren.summary import Accumulator, RunSummary
+
+#: A collector keeps this many times its concurrency out, so that its agents never wait for it.
+_WINDOW_FACTOR = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """A run that is ready to go: its input is checked, its record and output are ours."""
+
+    environment: Environment
+    model: str
+    options: CollectOptions
+    report: CheckReport
+    run: OpenedRun
+    output: Output
+
+
+async def collect(
+    options: CollectOptions, settings: Settings, environment: Environment
+) -> RunSummary:
+    """Collect one run to its end. Raises UsageError, Unreachable, OutputRefused."""
+    with ExitStack() as stack:
+        collection = await asyncio.to_thread(_prepare, options, environment, stack)
+        accounts = _Accounts(collection)
+        await asyncio.to_thread(accounts.read)
+        journal_file = options.output.with_name(f"{options.output.name}.journal.sqlite")
+        async with connect(settings, journal_file) as at:
+            await _collect(at, collection, settings, accounts)
+        if settings.redis is None:
+            _remove_journal(journal_file)
+        return accounts.summary()
+
+
+def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack) -> Collection:
+    report = checked_input(options, options.output)
+    model = model_of(options.model, environment.name)
+    run = stack.enter_context(_open_run(options, environment, model, report))
+    record = run.record
+    output = open_output(options, record.run, record.generation)
+    stack.callback(output.close)
+    return Collection(
+        environment=environment,
+        model=model,
+        options=options,
+        report=report,
+        run=run,
+        output=output,
+    )
+
+
+def checked_input(options: RunOptions, output: Path) -> CheckReport:
+    """Check the dataset in one pass. Raises UsageError with `file:line: reason`."""
+    try:
+        path = spool(options.tasks, output) if is_stream(options.tasks) else Path(options.tasks)
+        report = check(path, limit=options.limit, repeats=options.repeats)
+    except BadDataset as e:
+        raise UsageError(str(e)) from e
+    if report.bad_rows and not options.skip_bad:
+        raise UsageError(f"{report.describe()}\nrepair them, or leave them out with --skip-bad")
+    if not report.tasks:
+        raise UsageError(f"{options.tasks}: no tasks")
+    return report
+
+
+def _open_run(
+    options: CollectOptions, environment: Environment, model: str, report: CheckReport
+) -> OpenedRun:
+    spec = RunSpec(
+        dataset=options.tasks,
+        dataset_sha256=report.sha256,
+        environment=environment.name,
+        model=model,
+        repeats=options.repeats,
+        limit=options.limit,
+        sampling=options.sampling,
+    )
+    try:
+        return open_run(
+            options.output,
+            spec,
+            run=options.run_id,
+            overwrite=options.overwrite,
+            outputs=output_paths(options),
+        )
+    except RunConflict as e:
+        raise UsageError(str(e)) from e
+
+
+class _Accounts:
+    """Which of the expected rows are durable, and what they came to."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._started = time.monotonic()
+        self._report = collection.report
+        self._repeats = collection.run.record.repeats
+        self._summary = Accumulator(collection.environment.name)
+        self.expected = self._report.tasks * self._repeats
+        self.resumed = 0
+        self.finished = asyncio.Event()
+        self.progress = Progress(total=self.expected)
+        self.tell_publisher: Callable[[int, int], None] = lambda index, repeat: None
+
+    def read(self) -> None:
+        """Count what earlier calls wrote."""
+        for row in written_before(self._collection.options):
+            self._summary.add(row)
+        present = self._collection.output.ids
+        self.resumed = sum(1 for index, repeat in present if self._expects(index, repeat))
+        self._missing = self.expected - self.resumed
+        self.progress = Progress(total=self.expected, resumed=self.resumed)
+        self._check()
+
+    def committed(self, rows: Sequence[RowSummary]) -> None:
+        """New rows became durable."""
+        for row in rows:
+            self._summary.add(row)
+            self.progress.row(failed=row.failed, reward=row.reward)
+            self._missing -= self._expects(row.task_index, row.repeat)
+            self.tell_publisher(row.task_index, row.repeat)
+        self._check()
+
+    def _check(self) -> None:
+        if not self._missing:
+            self.finished.set()
+
+    def _expects(self, index: int, repeat: int) -> bool:
+        in_input = index < self._report.end and not bitmap.has(self._report.bad, index)
+        return in_input and repeat < self._repeats
+
+    def summary(self) -> RunSummary:
+        return RunSummary(
+            run_id=self._collection.run.record.run,
+            environments=[self._summary.summary()],
+            wall_s=time.monotonic() - self._started,
+            outputs=[str(path) for path in output_paths(self._collection.options) if path.exists()],
+            resumed=self.resumed,
+            bad_lines=self._report.bad_rows,
+        )
+
+
+async def _collect(
+    at: Connections, collection: Collection, settings: Settings, accounts: _Accounts
+) -> None:
+    options, record = collection.options, collection.run.record
+    for note in collection.run.notes:
+        _say(options, note)
+    await collection.run.register(at.runs)
+    publisher = _publisher(at, collection, accounts)
+    accounts.tell_publisher = publisher.committed
+    workers_stop, sink_stop = asyncio.Event(), asyncio.Event()
+    async with (
+        showing(accounts.progress, sys.stderr, quiet=options.quiet),
+        asyncio.TaskGroup() as group,
+    ):
+        if options.workers == "own":
+            group.create_task(_work(at, collection, settings, workers_stop))
+        group.create_task(
+            collect_into(
+                collection.output,
+                at.broker,
+                at.journal,
+                at.runs,
+                run=record.run,
+                generation=record.generation,
+                stop=sink_stop,
+                on_committed=accounts.committed,
+            )
+        )
+        await publisher.publish(_instances(collection, embedded=settings.broker is None))
+        await accounts.finished.wait()
+        workers_stop.set()
+        sink_stop.set()
+    await at.broker.delete(run_results_queue("collect", record.run).name)
+
+
+def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> Publisher:
+    options, record = collection.options, collection.run.record
+    template = Task(
+        run=record.run,
+        generation=record.generation,
+        task_index=0,
+        repeat=0,
+        environment=collection.environment.name,
+        model=collection.model,
+        row=b"",
+        sampling=options.sampling,
+        limits=options.limits,
+        audiences=("collect",),
+        system_prompt=options.system_prompt,
+    )
+    return Publisher(
+        at.broker,
+        at.runs,
+        template,
+        queues=run_queues(template),
+        window=options.window or options.concurrency * _WINDOW_FACTOR,
+        published_before=accounts.resumed,
+        on_published=lambda now: collection.run.published(now.end, record.repeats),
+    )
+
+
+def run_queues(task: Task) -> list[QueueSpec]:
+    """All queues that a run's messages need, so that none of them is ever unroutable."""
+    queues = [task_queue(lane, task.environment) for lane in LANES]
+    queues += [model_queue(lane, task.model) for lane in LANES]
+    queues += [tool_queue(task.environment), verify_queue(task.environment)]
+    queues += [run_results_queue(who, task.run) for who in task.audiences if who != "sink"]
+    for stage in ("task", "model", "tool", "verify"):
+        queues += ladder_queues(stage)
+    return [*queues, dead_queue(), kept_queue()]
+
+
+def _instances(collection: Collection, *, embedded: bool) -> Iterator[Instance]:
+    ids, record = collection.output.ids, collection.run.record
+    return remaining(
+        good_lines(collection.report),
+        record.repeats,
+        [ids.bitmap(repeat) for repeat in range(record.repeats)],
+        () if embedded else record.watermark,
+    )
+
+
+async def _work(
+    at: Connections, collection: Collection, settings: Settings, stop: asyncio.Event
+) -> None:
+    """All worker kinds in this process; they die with it."""
+    spec = collection.environment.spec()
+    names = [n for n in (collection.model, spec.judge_model) if n is not None]
+    plan = Plan(
+        environments={spec.name: spec},
+        models=served(names, settings),
+        agent_slots=collection.options.concurrency,
+        tool_prefetch=settings.prefetch["tool"],
+        model_prefetch=max(settings.prefetch["model"], collection.options.concurrency),
+        verifier_prefetch=settings.prefetch["verifier"],
+        renew_after_s=settings.renew_after_s,
+    )
+    async with open_all(at, plan) as sources:
+        await serve(at.broker, sources, stop=stop)
+
+
+def _say(options: CollectOptions, note: str) -> None:
+    if not options.quiet:
+        sys.stderr.write(f"warren: {note}\n")
+
+
+def _remove_journal(path: Path) -> None:
+    """Every row is durable: nothing in it is needed any more."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

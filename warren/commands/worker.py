@@ -1,0 +1,69 @@
+"""`warren worker KIND`: one worker in a process of its own, until SIGTERM."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+
+from broker.errors import UsageError
+from broker.serve import serve
+from warren.connections import Connections, connect
+from warren.environment import Environment
+from warren.hosting import OPENERS, Plan
+from warren.loading import list_environments, load_environment
+from warren.models import SCRIPTED, served
+from warren.observe import observed
+from warren.options import EXIT_OK, WorkerOptions
+from warren.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+async def run(options: WorkerOptions, settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; then give everything back and end within seconds."""
+    if settings.broker is None:
+        raise UsageError("a worker needs --broker URL (WARREN_BROKER)")
+    stop = asyncio.Event()
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+    async with connect(settings) as at, observed(options.kind, at, settings):
+        if options.kind == "sink":
+            await _sink(options, at, stop)
+        else:
+            await _work(options, settings, at, stop)
+    return EXIT_OK
+
+
+async def _work(
+    options: WorkerOptions, settings: Settings, at: Connections, stop: asyncio.Event
+) -> None:
+    environments = _environments(options)
+    plan = Plan(
+        environments={name: each.spec() for name, each in environments.items()},
+        models=served([m for m in options.models if m != SCRIPTED], settings),
+        agent_slots=options.prefetch,
+        tool_prefetch=options.prefetch,
+        model_prefetch=options.prefetch,
+        verifier_prefetch=options.prefetch,
+        renew_after_s=settings.renew_after_s,
+    )
+    async with OPENERS[options.kind](at, plan) as sources:
+        log.info("worker started", extra={"kind": options.kind, "queues": len(sources)})
+        await serve(at.broker, sources, stop=stop)
+    log.info("worker stopped", extra={"kind": options.kind})
+
+
+async def _sink(options: WorkerOptions, at: Connections, stop: asyncio.Event) -> None:
+    from sinks.roles import write_all_runs
+
+    if options.output is None:
+        raise UsageError("a sink worker needs --output ROOT")
+    log.info("worker started", extra={"kind": "sink", "root": str(options.output)})
+    await write_all_runs(options.output, at.broker, at.journal, at.runs, stop=stop)
+    log.info("worker stopped", extra={"kind": "sink"})
+
+
+def _environments(options: WorkerOptions) -> Mapping[str, Environment]:
+    """The named ones, or all built-in ones; by their own names."""
+    loaded = [load_environment(typed) for typed in options.environments or list_environments()]
+    return {environment.name: environment for environment in loaded}

@@ -1,0 +1,72 @@
+"""What every command and worker talks to: broker, journal, run records, by the settings.
+
+Without a broker URL the broker is in memory; without a Redis URL the journal is a SQLite file.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.base import Broker
+from broker.errors import UsageError
+from broker.journal.base import Journal, Runs
+from warren.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """Open connections of one process."""
+
+    broker: Broker
+    journal: Journal
+    runs: Runs
+
+
+@asynccontextmanager
+async def connect(
+    settings: Settings, journal_file: Path | None = None
+) -> AsyncGenerator[Connections, None]:
+    """Open everything; close it in the other order.
+
+    `journal_file` is where a journal without Redis lives; None forbids it. Raises Unreachable,
+    UsageError.
+    """
+    async with AsyncExitStack() as stack:
+        journal, runs = await _stores(settings, journal_file, stack)
+        broker = await _broker(settings)
+        stack.push_async_callback(broker.close)
+        yield Connections(broker, journal, runs)
+
+
+async def _broker(settings: Settings) -> Broker:
+    if settings.broker is None:
+        from broker.memory import MemoryBroker
+
+        return MemoryBroker()
+    from broker.rabbitmq import RabbitBroker
+
+    return await RabbitBroker.connect(settings.broker.reveal())
+
+
+async def _stores(
+    settings: Settings, journal_file: Path | None, stack: AsyncExitStack
+) -> tuple[Journal, Runs]:
+    journal: Journal
+    if settings.redis is not None:
+        from broker.journal.redis import RedisJournal, RedisRuns
+
+        journal = await RedisJournal.connect(settings.redis.reveal())
+        stack.push_async_callback(journal.close)
+        runs = await RedisRuns.connect(settings.redis.reveal())
+        stack.push_async_callback(runs.close)
+        return journal, runs
+    if journal_file is None:
+        raise UsageError("several processes need one journal: give --redis URL (WARREN_REDIS)")
+    from broker.journal.sqlite import SqliteJournal, SqliteRuns
+
+    journal = await SqliteJournal.open(journal_file)
+    stack.push_async_callback(journal.close)
+    sqlite_runs = await SqliteRuns.open(journal_file)
+    stack.push_async_callback(sqlite_runs.close)
+    return journal, sqlite_runs

@@ -1,0 +1,102 @@
+"""Puts workers into a process: the one place where each kind is constructed.
+
+`collect` hosts all kinds at once, `warren worker KIND` one; both serve what `open_worker` yields.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from broker.names import new_worker_id
+from broker.serve import Source
+from broker.topology import LANES, Lane, ladder_queues
+from warren.connections import Connections
+from workers.model_gateway.config import ModelConfig
+from workers.owner import Inbox
+from workers.spec import EnvironmentSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the workers of a process are given."""
+
+    environments: Mapping[str, EnvironmentSpec]
+    models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Empty for a gateway that only serves the environments' scripted policies."""
+    agent_slots: int = 64
+    tool_prefetch: int = 64
+    model_prefetch: int = 256
+    verifier_prefetch: int = 64
+    renew_after_s: float = 600.0
+    lanes: Sequence[Lane] = LANES
+
+
+@asynccontextmanager
+async def open_agent(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
+    """An agent worker; it is the owner of the rollouts that it runs."""
+    from workers.agent.worker import AgentSettings, AgentWorker
+
+    inbox = Inbox(at.broker, at.journal, new_worker_id("agent"))
+    settings = AgentSettings(
+        slots=plan.agent_slots, renew_after_s=plan.renew_after_s, lanes=plan.lanes
+    )
+    worker = AgentWorker(at.broker, at.journal, at.runs, inbox, plan.environments, settings)
+    await at.broker.declare(ladder_queues("task"))
+    async with inbox.open(), worker.open():
+        yield worker.sources()
+
+
+@asynccontextmanager
+async def open_verifier(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
+    """A verifier worker; it is the owner of its judge calls."""
+    from workers.verifier.worker import VerifierWorker
+
+    inbox = Inbox(at.broker, at.journal, new_worker_id("verifier"))
+    worker = VerifierWorker(
+        at.broker, at.journal, inbox, plan.environments, prefetch=plan.verifier_prefetch
+    )
+    await at.broker.declare(ladder_queues("verify"))
+    async with inbox.open():
+        yield worker.sources()
+
+
+@asynccontextmanager
+async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
+    """A tool worker."""
+    from workers.tool.worker import ToolWorker
+
+    from workers.executor import Executor
+
+    worker = ToolWorker(plan.environments, Executor(at.broker, at.journal))
+    await at.broker.declare(ladder_queues("tool"))
+    yield worker.sources(plan.tool_prefetch)
+
+
+@asynccontextmanager
+async def open_model(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
+    """A model gateway."""
+    from workers.model_gateway.opening import open_gateway
+
+    await at.broker.declare(ladder_queues("model"))
+    async with open_gateway(
+        plan.models, plan.environments, at.broker, at.journal, prefetch=plan.model_prefetch
+    ) as gateway:
+        yield gateway.sources()
+
+
+OPENERS = {
+    "agent": open_agent,
+    "tool": open_tool,
+    "model": open_model,
+    "verifier": open_verifier,
+}
+
+
+@asynccontextmanager
+async def open_all(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
+    """Every kind in this process, and one agent for suspects beside them."""
+    async with AsyncExitStack() as stack:
+        sources: list[Source] = []
+        for opener in OPENERS.values():
+            sources += await stack.enter_async_context(opener(at, plan))
+        yield sources
