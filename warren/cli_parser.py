@@ -17,8 +17,9 @@ from warren.keys import KEYS, Key
 from warren.settings import did_you_mean
 
 _ENDING = """\
-Every option has an environment twin, named in its help, and most have a place in warren.toml.
-Precedence: flag, environment, warren.toml, default.
+In brackets: the option's environment twin and its place in warren.toml; models stand there as
+[models."NAME"] with base_urls, api, api_key_env, max_concurrency. A flag beats the environment,
+which beats warren.toml (./warren.toml, or --config FILE).
 Exit codes: 0 every rollout has a row; 2 wrong usage or input; 3 a broker, store or model cannot be
 reached; 4 more failed than --max-failed; 130 interrupted, the same command goes on."""
 
@@ -124,7 +125,8 @@ def _add_word(parser: _Parser, word: Word) -> None:
 def _add_key(parser: _Parser, key: Key) -> None:
     shown = f"{key.default:g}" if isinstance(key.default, float) else str(key.default)
     default = "" if key.default in (None, False, ()) else f" (default: {shown})"
-    text = f"{key.help}{default} [{key.twin}]".replace("%", "%%")
+    places = key.twin if key.toml is None else f"{key.twin}, {key.toml}"
+    text = f"{key.help}{default} [{places}]".replace("%", "%%")
     if key.switch:
         parser.add_argument(*key.options, dest=key.name, help=text, action="store_true")
     else:
