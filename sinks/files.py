@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -123,3 +124,19 @@ class AppendFile:
             raise OutputBroken(f"{self.path}: was deleted while it was being written")
         if now.st_size != self._size:
             raise OutputBroken(f"{self.path}: somebody else changed it while it was being written")
+
+
+def has_room(path: Path, size_bytes: int) -> bool:
+    """Whether this much can be written beside (or in) `path` now: tried, not asked."""
+    directory = path if path.is_dir() else path.parent
+    probe = directory / f".warren-room-{uuid.uuid4().hex}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(size_bytes))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return True

@@ -34,6 +34,16 @@ class Ids:
                     if bits & (0x80 >> bit):
                         yield high * _CHUNK + byte * 8 + bit, repeat
 
+    def repeats(self) -> list[int]:
+        """The repeats that any pair has."""
+        return sorted({repeat for repeat, _ in self._chunks})
+
+    def bitmap(self, repeat: int) -> bytes:
+        """Task indices of one repeat: bit 7 of byte 0 first."""
+        chunks = {high: chunk for (r, high), chunk in self._chunks.items() if r == repeat}
+        empty = bytes(_CHUNK // 8)
+        return b"".join(chunks.get(i, empty) for i in range(max(chunks, default=-1) + 1))
+
     def add(self, task_index: int, repeat: int) -> bool:
         """Whether it was new."""
         if (task_index, repeat) in self:

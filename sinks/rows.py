@@ -11,6 +11,7 @@ said stands in `warren.branches`, as do the calls of other branches. NaN never r
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -31,6 +32,8 @@ from broker.trajectory import Entry, Item, Node, chain, forest, main_transcript
 from sinks import warren_part
 from sinks.tokens import fields_of
 from sinks.totals import RowSummary, summary_of_json
+
+log = logging.getLogger(__name__)
 
 RowDict = dict[str, Any]
 
@@ -130,7 +133,12 @@ def row_for(result: Result) -> Row:
     try:
         return encode(row_of(result))
     except NotARow as e:
-        return encode(failed_row(result, str(e)))
+        reason = str(e)
+    # a second broad `except` beside settle()'s: what one rollout holds must not stop a sink
+    except Exception as e:
+        log.exception("result made no row", extra={"rollout": result.rollout_id})
+        reason = f"{type(e).__name__}: {e}"
+    return encode(failed_row(result, reason))
 
 
 def task_row(task: Task) -> RowDict:

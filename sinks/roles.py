@@ -1,0 +1,92 @@
+"""The two sinks there are: a collector's, for its own run, and the standing one, for all others."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from broker.base import Broker
+from broker.journal.base import Journal, RunProgress, Runs
+from broker.topology import SINK_SHARDS, run_results_queue, sink_queue
+from sinks.base import Output
+from sinks.parts import OtherGeneration, PartFiles
+from sinks.worker import PROBE_S, RECONCILE_S, Batching, OnCommitted, Place, SinkWorker
+
+
+async def collect_into(
+    output: Output,
+    broker: Broker,
+    journal: Journal,
+    runs: Runs,
+    *,
+    run: str,
+    generation: str,
+    stop: asyncio.Event,
+    batching: Batching | None = None,
+    on_committed: OnCommitted | None = None,
+    reconcile_s: float = RECONCILE_S,
+    probe_s: tuple[float, float] = PROBE_S,
+) -> None:
+    """Write the results that one run's collector gets until `stop`; then close the output.
+
+    Rows that are in the output already are marked in the run's record first. Raises as
+    `SinkWorker.run`.
+    """
+    ours = Place(run, generation, "0")
+    worker = SinkWorker(
+        broker,
+        journal,
+        runs,
+        lambda place: output if place == ours else None,
+        batching=batching,
+        on_committed=on_committed,
+        reconcile_s=reconcile_s,
+        probe_s=probe_s,
+    )
+    try:
+        await worker.run([(run_results_queue("collect", run), ours.shard)], stop, adopt=[ours])
+    finally:
+        output.close()
+
+
+async def write_all_runs(
+    root: Path,
+    broker: Broker,
+    journal: Journal,
+    runs: Runs,
+    *,
+    stop: asyncio.Event,
+    shards: Sequence[int] = range(SINK_SHARDS),
+    batching: Batching | None = None,
+    compress: bool = True,
+    reconcile_s: float = RECONCILE_S,
+    probe_s: tuple[float, float] = PROBE_S,
+) -> None:
+    """Write every run's results into ROOT/<run>/ until `stop`. Raises as `SinkWorker.run`."""
+
+    def open_parts(place: Place) -> PartFiles:
+        return _open_parts(root, place, compress)
+
+    def find(unfinished: Sequence[RunProgress]) -> list[Place]:
+        there = [p.info for p in unfinished if (root / p.info.run).is_dir()]
+        return [Place(i.run, i.generation, str(shard)) for i in there for shard in shards]
+
+    worker = SinkWorker(
+        broker,
+        journal,
+        runs,
+        open_parts,
+        batching=batching,
+        find_outputs=find,
+        reconcile_s=reconcile_s,
+        probe_s=probe_s,
+    )
+    await worker.run([(sink_queue(shard), str(shard)) for shard in shards], stop)
+
+
+def _open_parts(root: Path, place: Place, compress: bool) -> PartFiles:
+    run, generation, shard = place
+    try:
+        return PartFiles(root / run, shard, run=run, generation=generation, compress=compress)
+    except OtherGeneration:  # the run's output was deleted elsewhere, but not here: keep them apart
+        aside = root / f"{run}.{generation}"
+        return PartFiles(aside, shard, run=run, generation=generation, compress=compress)
