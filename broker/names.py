@@ -21,16 +21,16 @@ def is_name(text: str) -> bool:
 
 
 def escape(text: str) -> str:
-    """Make any text fit one dot-free word of a routing key, reversibly: `/` becomes `~2f`."""
+    """Make any text fit one dot-free word of a routing key, reversibly: `/` becomes `:2f`."""
     return "".join(
-        c if _PLAIN.fullmatch(c) else "".join(f"~{b:02x}" for b in c.encode()) for c in text
+        c if _PLAIN.fullmatch(c) else "".join(f":{b:02x}" for b in c.encode()) for c in text
     )
 
 
 def unescape(word: str) -> str:
     """Undo `escape`."""
-    parts = re.split(r"((?:~[0-9a-f]{2})+)", word)
-    return "".join(bytes.fromhex(p.replace("~", "")).decode() if p[:1] == "~" else p for p in parts)
+    parts = re.split(r"((?::[0-9a-f]{2})+)", word)
+    return "".join(bytes.fromhex(p.replace(":", "")).decode() if p[:1] == ":" else p for p in parts)
 
 
 class RolloutId(NamedTuple):

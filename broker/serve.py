@@ -72,9 +72,16 @@ class Source:
 
 
 async def serve(
-    broker: Broker, sources: Sequence[Source], *, stop: asyncio.Event, grace_s: float = 2.0
+    broker: Broker,
+    sources: Sequence[Source],
+    *,
+    stop: asyncio.Event,
+    serving: asyncio.Event | None = None,
+    grace_s: float = 2.0,
 ) -> None:
     """Consume until `stop`, then end within about `grace_s`. The caller closes the broker.
+
+    `serving` is set once everything is consumed (readiness).
 
     Raises BrokerError when the broker is gone for good: crash, and let a supervisor restart us.
     """
@@ -92,6 +99,8 @@ async def serve(
                 await consuming.enter_async_context(
                     broker.consume(source.queue.name, source.prefetch, _starter(start, source))
                 )
+            if serving is not None:
+                serving.set()
             await stop.wait()
         if running:
             await asyncio.wait(running, timeout=grace_s)

@@ -1,18 +1,22 @@
 """`warren worker KIND`: one worker in a process of its own, until SIGTERM."""
 
 import asyncio
+import functools
 import logging
 import signal
 from collections.abc import Mapping
 
 from broker.errors import UsageError
+from broker.metered import MeteredBroker, metered_journal
+from broker.metrics import Metrics
 from broker.serve import serve
+from warren import __version__
 from warren.connections import Connections, connect
 from warren.environment import Environment
 from warren.hosting import OPENERS, Plan
 from warren.loading import list_environments, load_environment
 from warren.models import SCRIPTED, served
-from warren.observe import observed
+from warren.observe import checks_of, count_rows, serving
 from warren.options import EXIT_OK, WorkerOptions
 from warren.settings import Settings
 
@@ -26,16 +30,32 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
-    async with connect(settings) as at, observed(options.kind, at, settings):
-        if options.kind == "sink":
-            await _sink(options, at, stop)
-        else:
-            await _work(options, settings, at, stop)
+    metrics = Metrics(options.kind, __version__)
+    async with connect(settings) as plain:
+        at = _metered(plain, metrics)
+        consuming = asyncio.Event()
+        checks = checks_of(at.broker, at.runs, consuming)
+        port = settings.metrics_port or 0
+        async with serving(metrics, checks, host=settings.metrics_host, port=port):
+            if options.kind == "sink":
+                await _sink(options, at, metrics, stop, consuming)
+            else:
+                await _work(options, settings, at, stop, consuming)
     return EXIT_OK
 
 
+def _metered(at: Connections, metrics: Metrics) -> Connections:
+    metrics.watch(at.broker)
+    broker = MeteredBroker(at.broker, metrics)
+    return Connections(broker, metered_journal(at.journal, metrics), at.runs)
+
+
 async def _work(
-    options: WorkerOptions, settings: Settings, at: Connections, stop: asyncio.Event
+    options: WorkerOptions,
+    settings: Settings,
+    at: Connections,
+    stop: asyncio.Event,
+    consuming: asyncio.Event,
 ) -> None:
     environments = _environments(options)
     plan = Plan(
@@ -49,17 +69,31 @@ async def _work(
     )
     async with OPENERS[options.kind](at, plan) as sources:
         log.info("worker started", extra={"kind": options.kind, "queues": len(sources)})
-        await serve(at.broker, sources, stop=stop)
+        await serve(at.broker, sources, stop=stop, serving=consuming)
     log.info("worker stopped", extra={"kind": options.kind})
 
 
-async def _sink(options: WorkerOptions, at: Connections, stop: asyncio.Event) -> None:
+async def _sink(
+    options: WorkerOptions,
+    at: Connections,
+    metrics: Metrics,
+    stop: asyncio.Event,
+    consuming: asyncio.Event,
+) -> None:
     from sinks.roles import write_all_runs
 
     if options.output is None:
         raise UsageError("a sink worker needs --output ROOT")
     log.info("worker started", extra={"kind": "sink", "root": str(options.output)})
-    await write_all_runs(options.output, at.broker, at.journal, at.runs, stop=stop)
+    consuming.set()
+    await write_all_runs(
+        options.output,
+        at.broker,
+        at.journal,
+        at.runs,
+        stop=stop,
+        on_committed=functools.partial(count_rows, metrics),
+    )
     log.info("worker stopped", extra={"kind": "sink"})
 
 
