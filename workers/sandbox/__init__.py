@@ -13,19 +13,33 @@ from workers.sandbox.limits import (
 )
 from workers.sandbox.probe import Available, Unavailable, probe
 from workers.sandbox.run import Language, run_code
+from workers.sandbox.tests_runner import (
+    BrokenTests,
+    CallCase,
+    ProgramCase,
+    TestFailure,
+    TestReport,
+    run_tests,
+)
 from workers.sandbox.unsafe import run_unsafe
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Available",
+    "BrokenTests",
+    "CallCase",
     "KilledBy",
     "Language",
     "Limits",
+    "ProgramCase",
     "SandboxError",
     "SandboxResult",
     "SandboxUnavailable",
+    "TestFailure",
+    "TestReport",
     "Unavailable",
     "probe",
     "run_code",
+    "run_tests",
     "run_unsafe",
 ]

@@ -7,6 +7,7 @@ All its files live in memory of its own mount namespace and go with it.
 
 import asyncio
 import fcntl
+import io
 import json
 import os
 import signal
@@ -42,17 +43,29 @@ async def run_code(
     files: Mapping[str, bytes] | None = None,
     stdin: bytes = b"",
     limits: Limits = DEFAULT_LIMITS,
+    handles: Sequence[io.FileIO] = (),
 ) -> SandboxResult:
     """Run source code, or a command line, in a fresh sandbox whose directory holds `files`.
 
+    `handles` are pipes that the program gets under their descriptor's number; they are closed here.
     Raises SandboxUnavailable where no sandbox can be had, SandboxError when it failed, ValueError
     for file names that lead elsewhere. Whatever the program does is in the result.
     """
     found = host()
     program, files = program_of(code_or_argv, language, files or {}, found.python)
-    with ExitStack() as stack:
-        uid = stack.enter_context(reserved_uid(found.uids)) if found.uids else None
-        box = _start(stack, found, program, files=files, stdin=stdin, limits=limits, uid=uid)
+    with reserved_uid(found.uids) as uid:
+        with ExitStack() as given:
+            pipes = [given.enter_context(handle).fileno() for handle in handles]
+            box = _start(
+                given,
+                found,
+                program,
+                files=files,
+                stdin=stdin,
+                limits=limits,
+                uid=uid,
+                inherited=pipes,
+            )
         started = time.monotonic()
         try:
             killed_by = await _supervise(box, limits, started + limits.wall_s)
@@ -162,7 +175,7 @@ class _Box:
 
 
 def _start(
-    stack: ExitStack,
+    given: ExitStack,
     found: Host,
     program: Sequence[str],
     *,
@@ -170,12 +183,13 @@ def _start(
     stdin: bytes,
     limits: Limits,
     uid: int | None,
+    inherited: Sequence[int],
 ) -> _Box:
-    """Start bwrap; descriptors that only it needs are closed with `stack`."""
-    copies = {name: stack.enter_context(memory_file(data)) for name, data in files.items()}
-    filter_fd = stack.enter_context(memory_file(seccomp.program()))
+    """Start bwrap; the descriptors that only it needs are put on the stack `given`."""
+    copies = {name: given.enter_context(memory_file(data)) for name, data in files.items()}
+    filter_fd = given.enter_context(memory_file(seccomp.program()))
     status, status_end = os.pipe()
-    stack.callback(os.close, status_end)
+    given.callback(os.close, status_end)
     argv = bubblewrap.command(
         found,
         program,
@@ -188,8 +202,8 @@ def _start(
     try:
         child = Child(
             argv,
-            stdin=stack.enter_context(memory_file(stdin)),
-            inherited=[*copies.values(), filter_fd, status_end],
+            stdin=given.enter_context(memory_file(stdin)),
+            inherited=[*copies.values(), filter_fd, status_end, *inherited],
             environment={},  # bwrap's own is readable from inside
             output_bytes=limits.output_bytes,
         )

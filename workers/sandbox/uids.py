@@ -13,11 +13,15 @@ _TRIES: Final = 1000
 
 
 @contextmanager
-def reserved_uid(uids: range) -> Iterator[int]:
+def reserved_uid(uids: range) -> Iterator[int | None]:
     """A uid that no other sandbox of this machine has, until the block ends or we die.
 
-    An abstract socket's name is the lock: the kernel lets go of it when its holder is gone.
+    None when there are none to give, because we aren't root. An abstract socket's name
+    is the lock: the kernel lets go of it when its holder is gone.
     """
+    if not uids:
+        yield None
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
         yield _take(lock, uids)
 

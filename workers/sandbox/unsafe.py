@@ -4,6 +4,7 @@ Keeps time and output limits; everything else is open to the program, and what i
 session of its own outlives it.
 """
 
+import io
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,22 +32,26 @@ async def run_unsafe(
     files: Mapping[str, bytes] | None = None,
     stdin: bytes = b"",
     limits: Limits = DEFAULT_LIMITS,
+    handles: Sequence[io.FileIO] = (),
 ) -> SandboxResult:
     """Like `run_code`, and as dangerous as the code. Logs a warning each time."""
     log.warning("running untrusted code WITHOUT A SANDBOX", extra={"action": "unsafe_run"})
     program, files = program_of(code_or_argv, language, files or {}, sys.executable)
     with (
         tempfile.TemporaryDirectory(prefix="warren-unsafe-", ignore_cleanup_errors=True) as work,
-        memory_file(stdin) as stdin_fd,
+        ExitStack() as given,
     ):
         _write(Path(work), files)
+        pipes = [given.enter_context(handle).fileno() for handle in handles]
         child = Child(
             program,
-            stdin=stdin_fd,
+            stdin=given.enter_context(memory_file(stdin)),
+            inherited=pipes,
             environment={"PATH": os.defpath, "HOME": work, "LANG": "C.UTF-8"},
             cwd=work,
             output_bytes=limits.output_bytes,
         )
+        given.close()
         started = time.monotonic()
         try:
             ended = await child.ended_or_full(limits.wall_s)
