@@ -54,8 +54,8 @@ def value(node: ast.AST) -> float:
 @env.reward
 def correct(rollout: Rollout) -> float:
     numbers = re.findall(NUMBER, rollout.answer.replace(",", ""))
-    expected = float(rollout.task["expected_answer"])
-    return float(bool(numbers) and math.isclose(float(numbers[-1]), expected, rel_tol=1e-6))
+    said, expected = float([math.nan, *numbers][-1]), float(rollout.task["expected_answer"])
+    return float(math.isclose(said, expected, rel_tol=1e-6))
 
 
 SIGNS = {"gets": "+", "loses": "-", "grows by a factor of": "*", "shared among": "/"}
@@ -70,7 +70,7 @@ def scripted(request: PolicyRequest) -> list[Item] | str:
     text = " ".join(message_text(item) for item in request.items if item.get("role") == "user")
     outputs = [i["output"] for i in request.items if i.get("type") == "function_call_output"]
     results = [output for output in outputs if re.fullmatch(NUMBER, output)]
-    start, *steps = STEP.findall(text) or [("", (EXPRESSION.findall(text) or ["0"])[0]), ("", "")]
+    start, *steps = STEP.findall(text) or [("", [*EXPRESSION.findall(text), "0"][0]), ("", "")]
     if len(results) < len(steps) and len(outputs) < len(steps) + 2:
         verb, number = steps[len(results)]
         expression = f"{[start[1], *results][-1]} {SIGNS.get(verb, '')} {number}"

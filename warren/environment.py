@@ -269,6 +269,7 @@ class Environment:
             max_output_bytes=max_output_bytes,
             isolated=isolated,
             needs_task="task" in signature.injected,
+            needs_state="state" in signature.injected,
         )
 
     def _add_reward(self, function: Function, weight: float, name: str) -> None:

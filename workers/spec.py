@@ -35,6 +35,8 @@ class ToolSpec:
     """Always runs in a process of its own, which is killed at the timeout."""
     needs_task: bool = False
     """Whether its calls must carry the dataset's row."""
+    needs_state: bool = True
+    """Whether it looks at the state at all."""
 
     def definition(self) -> Item:
         """The Responses API tool definition offered to models."""
