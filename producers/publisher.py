@@ -21,7 +21,20 @@ from broker.errors import JournalUnavailable
 from broker.journal.base import Runs
 from broker.messages import Task
 from broker.serve import publish_patiently
-from broker.topology import TASK, QueueSpec, task_key
+from broker.topology import (
+    LANES,
+    SINK_SHARDS,
+    TASK,
+    QueueSpec,
+    dead_queue,
+    kept_queue,
+    ladder_queues,
+    run_results_queue,
+    sink_queue,
+    task_key,
+    task_queue,
+    verify_queue,
+)
 from producers import bitmap
 from producers.datasets import TaskLine
 
@@ -226,6 +239,18 @@ class Publisher:
         return True
 
 
+def queues_for(environment: str, run: str, audiences: Sequence[str]) -> list[QueueSpec]:
+    """All that the tasks of a run will need on their way: theirs, and every audience's.
+
+    `sink` are the standing sinks; any other audience has a queue of its own for this run.
+    """
+    lanes = [task_queue(lane, environment) for lane in (*LANES, "suspect")]
+    own = [run_results_queue(who, run) for who in audiences if who != "sink"]
+    sinks = [sink_queue(shard) for shard in range(SINK_SHARDS)] if "sink" in audiences else []
+    ladders = [*ladder_queues("task"), *ladder_queues("verify")]
+    return [*lanes, *ladders, verify_queue(environment), *own, *sinks, dead_queue(), kept_queue()]
+
+
 def task_message(task: Task) -> Outgoing:
     """The task on its way to its environment's agents. Raises TooLarge."""
     return Outgoing(
@@ -245,4 +270,4 @@ async def _each(instances: Iterable[Instance] | AsyncIterable[Instance]) -> Asyn
             yield instance
 
 
-__all__ = ["Id", "Instance", "Published", "Publisher", "remaining", "task_message"]
+__all__ = ["Id", "Instance", "Published", "Publisher", "queues_for", "remaining", "task_message"]
