@@ -46,6 +46,7 @@ from warren.outputs import open_output, output_paths, written_before
 from warren.progress import Progress, showing
 from warren.settings import Settings
 from warren.summary import Accumulator, RunSummary
+from warren.suspects import hosted
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
@@ -284,7 +285,7 @@ async def _work(
         verifier_prefetch=settings.prefetch["verifier"],
         renew_after_s=settings.renew_after_s,
     )
-    async with open_all(at, plan) as sources:
+    async with open_all(at, plan) as sources, hosted(at, plan.environments):
         await serve(at.broker, sources, stop=stop)
 
 

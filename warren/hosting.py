@@ -6,6 +6,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from broker.names import new_worker_id
 from broker.serve import Source
@@ -14,6 +15,9 @@ from warren.connections import Connections
 from workers.model_gateway.config import ModelConfig
 from workers.owner import Inbox
 from workers.spec import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from workers.agent.worker import AgentWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,13 @@ class Plan:
 @asynccontextmanager
 async def open_agent(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
     """An agent worker; it is the owner of the rollouts that it runs."""
+    async with agent_worker(at, plan) as worker:
+        yield worker.sources()
+
+
+@asynccontextmanager
+async def agent_worker(at: Connections, plan: Plan) -> AsyncGenerator["AgentWorker", None]:
+    """An agent worker that is reachable, for whoever serves its sources."""
     from workers.agent.worker import AgentSettings, AgentWorker
 
     inbox = Inbox(at.broker, at.journal, new_worker_id("agent"))
@@ -43,7 +54,7 @@ async def open_agent(at: Connections, plan: Plan) -> AsyncGenerator[list[Source]
     worker = AgentWorker(at.broker, at.journal, at.runs, inbox, plan.environments, settings)
     await at.broker.declare(ladder_queues("task"))
     async with inbox.open(), worker.open():
-        yield worker.sources()
+        yield worker
 
 
 @asynccontextmanager
@@ -63,9 +74,8 @@ async def open_verifier(at: Connections, plan: Plan) -> AsyncGenerator[list[Sour
 @asynccontextmanager
 async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
     """A tool worker."""
-    from workers.tool.worker import ToolWorker
-
     from workers.executor import Executor
+    from workers.tool.worker import ToolWorker
 
     worker = ToolWorker(plan.environments, Executor(at.broker, at.journal))
     await at.broker.declare(ladder_queues("tool"))

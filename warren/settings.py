@@ -259,3 +259,12 @@ def _with_key(model: ModelSettings, environ: Mapping[str, str]) -> ModelSettings
 def debugging() -> bool:
     """Whether WARREN_DEBUG asks for tracebacks; needed before settings could be read."""
     return os.environ.get("WARREN_DEBUG", "").lower() in {"1", "true", "yes", "on"}
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment of a child process that shall find the same broker and store.
+
+    URLs hold passwords, so they travel here and not on a command line that everybody can read.
+    """
+    urls = {"WARREN_BROKER": settings.broker, "WARREN_REDIS": settings.redis}
+    return {**os.environ, **{name: url.reveal() for name, url in urls.items() if url}}

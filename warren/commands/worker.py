@@ -5,6 +5,7 @@ import functools
 import logging
 import signal
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 from broker.errors import UsageError
 from broker.metered import MeteredBroker, metered_journal
@@ -19,6 +20,7 @@ from warren.models import SCRIPTED, served
 from warren.observe import checks_of, count_rows, serving
 from warren.options import EXIT_OK, WorkerOptions
 from warren.settings import Settings
+from warren.suspects import watched
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,11 @@ async def _work(
         verifier_prefetch=options.prefetch,
         renew_after_s=settings.renew_after_s,
     )
-    async with OPENERS[options.kind](at, plan) as sources:
+    references = {name: each.reference for name, each in environments.items()}
+    async with AsyncExitStack() as stack:
+        sources = await stack.enter_async_context(OPENERS[options.kind](at, plan))
+        if options.kind == "agent":
+            await stack.enter_async_context(watched(at.broker, references, settings))
         log.info("worker started", extra={"kind": options.kind, "queues": len(sources)})
         await serve(at.broker, sources, stop=stop, serving=consuming)
     log.info("worker stopped", extra={"kind": options.kind})

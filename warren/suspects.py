@@ -1,0 +1,117 @@
+"""Runs suspects: rollouts that may kill their worker, one at a time in a process of their own.
+
+An agent worker process keeps watch over its environments' suspect queues. Where one has work and
+no consumer, it starts a child that runs one rollout at a time and ends when there is none left. A
+child that dies took only its one suspect with it; the broker redelivers that, the journal counts
+the strike, and the next child goes on until the rollout is done or has become a failed row.
+
+    python -m warren.suspects ENVIRONMENT      (broker and Redis by WARREN_BROKER, WARREN_REDIS)
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from broker.base import Broker
+from broker.serve import serve
+from broker.topology import task_queue
+from warren.connections import Connections, connect
+from warren.hosting import Plan, agent_worker
+from warren.loading import load_environment
+from warren.settings import Settings, child_environment, load
+from workers.agent.worker import AgentWorker
+from workers.spec import EnvironmentSpec
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 2.0
+#: A child with nothing to do for this long ends.
+_IDLE_S: Final = 4.0
+
+
+@asynccontextmanager
+async def watched(
+    broker: Broker, references: Mapping[str, str], settings: Settings
+) -> AsyncGenerator[None, None]:
+    """Start children for these environments (name -> as typed) as long as the context is open."""
+    await broker.declare([task_queue("suspect", name) for name in references])
+    async with asyncio.TaskGroup() as group:
+        watches = [
+            group.create_task(_watch(broker, name, typed, settings))
+            for name, typed in references.items()
+        ]
+        yield
+        for watch in watches:
+            watch.cancel()
+
+
+async def _watch(broker: Broker, name: str, typed: str, settings: Settings) -> None:
+    queue = task_queue("suspect", name).name
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        depth = await broker.depth(queue)
+        if depth is not None and depth.ready and not depth.consumers:
+            await _run_child(typed, settings)
+
+
+async def _run_child(typed: str, settings: Settings) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "warren.suspects",
+        typed,
+        stdin=asyncio.subprocess.DEVNULL,
+        env=child_environment(settings),
+    )
+    log.warning("suspect process started", extra={"environment": typed, "pid": child.pid})
+    try:
+        code = await child.wait()
+        log.warning("suspect process ended", extra={"environment": typed, "code": code})
+    except asyncio.CancelledError:
+        child.terminate()
+        await child.wait()
+        raise
+
+
+@asynccontextmanager
+async def hosted(
+    at: Connections, environments: Mapping[str, EnvironmentSpec]
+) -> AsyncGenerator[AgentWorker, None]:
+    """Run suspects one at a time inside this process: what embedded runs can do."""
+    alone = Plan(environments=environments, agent_slots=1, lanes=("suspect",))
+    stop = asyncio.Event()
+    async with agent_worker(at, alone) as worker, asyncio.TaskGroup() as group:
+        group.create_task(serve(at.broker, worker.sources(), stop=stop))
+        yield worker
+        stop.set()
+
+
+async def _child(typed: str) -> None:
+    settings = load({}).settings
+    environment = load_environment(typed)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with (
+        connect(settings) as at,
+        hosted(at, {environment.name: environment.spec()}) as worker,
+    ):
+        await _idle(at.broker, environment.name, worker, stop)
+
+
+async def _idle(broker: Broker, name: str, worker: AgentWorker, stop: asyncio.Event) -> None:
+    """Return when there has been nothing to do for a while, or when told to stop."""
+    queue = task_queue("suspect", name).name
+    idle_looks = 0
+    while idle_looks < 2 and not stop.is_set():
+        await asyncio.sleep(_IDLE_S / 2)
+        depth = await broker.depth(queue)
+        busy = worker.running or (depth is not None and depth.ready)
+        idle_looks = 0 if busy else idle_looks + 1
+
+
+if __name__ == "__main__":
+    asyncio.run(_child(sys.argv[1]))
