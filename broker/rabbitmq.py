@@ -170,6 +170,12 @@ class RabbitBroker:
                 group.create_task(link.close())
         self._publisher.close()
 
+    def break_connection(self) -> None:
+        """Cut both sockets, as a broken cable does; the keepers then connect again. For tests."""
+        for link in (self._publishing, self._consuming):
+            if link is not None:
+                link.wire.abort()
+
     def _check_open(self) -> None:
         if self._closed:
             raise BrokerClosed("this connection to RabbitMQ was closed")

@@ -2,10 +2,12 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
+from broker.memory import MemoryBroker
+from broker.rabbitmq import RabbitBroker
 from tests.support import services
 
 
@@ -99,3 +101,31 @@ def killable_redis(
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(params=["memory", "rabbitmq"])
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    """Every transport keeps the same promises: tests that use this run once on each."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+async def make_broker(
+    broker_kind: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Callable[[], Awaitable[MemoryBroker | RabbitBroker]]]:
+    """Makes connections to one broker, as several processes have them; closes them at the end."""
+    made: list[MemoryBroker | RabbitBroker] = []
+    url = request.getfixturevalue("rabbitmq").url if broker_kind == "rabbitmq" else ""
+
+    async def make() -> MemoryBroker | RabbitBroker:
+        if broker_kind == "rabbitmq":
+            made.append(await RabbitBroker.connect(url))
+        else:
+            first = made[0] if made else None
+            made.append(first.connect() if isinstance(first, MemoryBroker) else MemoryBroker())
+        return made[-1]
+
+    yield make
+    for broker in made:
+        await broker.close()
