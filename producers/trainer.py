@@ -17,9 +17,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Self
 
 from broker import codec
@@ -30,8 +30,8 @@ from broker.journal.totals import add_totals
 from broker.messages import Limits, Sampling, Task
 from broker.serve import dead_letter, own_headers, publish_patiently
 from broker.topology import RESULT, run_results_queue
-from producers import bitmap
 from producers.checks import check_row, parse, task_row
+from producers.in_hand import InHand, Key, key_of
 from producers.publisher import queues_for, task_message
 from producers.rollouts import FinishedRollout, RolloutGroup, read_result, totals_of
 from producers.run_record import RunConflict
@@ -44,33 +44,12 @@ RENEW_AFTER_S: Final = 600.0
 #: must never wait behind the rollouts of others.
 _PREFETCH: Final = 65_535
 
-_Key = tuple[str, int, int]
-"""Generation, task index, repeat."""
-
 
 class Submitted(NamedTuple):
     """A task that is on its way, `repeats` times."""
 
     task_index: int
     group_id: str
-
-
-@dataclass(slots=True)
-class _Held:
-    """A rollout that was received and is not acked."""
-
-    rollout: FinishedRollout
-    delivery: Delivery
-    since: float
-    """Monotonic seconds at which this delivery came."""
-
-
-@dataclass(slots=True)
-class _Group:
-    """The rollouts of one task that are here; acked ones are only counted."""
-
-    here: dict[int, FinishedRollout] = field(default_factory=dict)
-    acked: int = 0
 
 
 class TrainerClient:
@@ -101,12 +80,9 @@ class TrainerClient:
         self._first_index = self._next_index = next_index
         self._window = window
         self._renew_after_s = renew_after_s
-        self._acked = {(info.generation, r): bytearray(bits) for r, bits in enumerate(acked)}
-        self._pending: set[_Key] = set()
-        self._held: dict[_Key, _Held] = {}
-        self._groups: dict[tuple[str, int], _Group] = {}
-        self._ready: dict[_Key, FinishedRollout] = {}
-        self._ready_groups: dict[tuple[str, int], None] = {}
+        acked_by = {(info.generation, repeat): bits for repeat, bits in enumerate(acked)}
+        self._in_hand = InHand(info.repeats, acked_by)
+        self._pending: set[Key] = set()
         self._finished = False
         self._changed = asyncio.Event()
         self._acking = asyncio.Lock()
@@ -174,7 +150,7 @@ class TrainerClient:
     @property
     def out(self) -> int:
         """Rollouts that were submitted or received, and are not acked."""
-        return len(self._pending) + len(self._held)
+        return len(self._pending) + len(self._in_hand)
 
     async def submit(self, row: Mapping[str, Any] | str | Sequence[Mapping[str, Any]]) -> Submitted:
         """Publish one task `repeats` times, when the window has room for it.
@@ -209,17 +185,13 @@ class TrainerClient:
 
     async def rollouts(self) -> AsyncIterator[FinishedRollout]:
         """Each rollout as it comes, failed ones too. Iterated over twice, each comes once."""
-        while await self._wait_for(self._ready):
-            yield self._ready.pop(next(iter(self._ready)))
+        while await self._wait_for(lambda: self._in_hand.has_rollout):
+            yield self._in_hand.next_rollout()
 
     async def groups(self) -> AsyncIterator[RolloutGroup]:
         """Each group when its last rollout has come; rollouts acked one by one are not in it."""
-        while await self._wait_for(self._ready_groups):
-            key = next(iter(self._ready_groups))
-            del self._ready_groups[key]
-            here = self._groups[key].here
-            members = tuple(here[repeat] for repeat in sorted(here))
-            yield RolloutGroup(members[0].group_id, members[0].task_index, members)
+        while await self._wait_for(lambda: self._in_hand.has_group):
+            yield self._in_hand.next_group()
 
     async def ack(
         self, *done: FinishedRollout | RolloutGroup | Iterable[FinishedRollout | RolloutGroup]
@@ -229,11 +201,11 @@ class TrainerClient:
         Raises: JournalUnavailable: then all of it may be acked again.
         """
         async with self._acking:
-            rollouts = {k: r for r in _flat(done) if (k := _key(r)) in self._held}
+            rollouts = {k: r for r in _flat(done) if (k := key_of(r)) in self._in_hand}
             if rollouts and not self._files:
                 await self._mark(list(rollouts.values()))
             for key in rollouts:
-                self._let_go(key)
+                self._in_hand.let_go(key)
         self._changed.set()
 
     # What the broker brings
@@ -251,8 +223,7 @@ class TrainerClient:
                     yield
                 keeping.cancel()
         finally:
-            for held in self._held.values():
-                held.delivery.give_back()
+            self._in_hand.give_back()
 
     def _receive(self, delivery: Delivery) -> None:
         try:
@@ -260,40 +231,19 @@ class TrainerClient:
         except WireError as e:
             self._tasks.create_task(self._bury(delivery, str(e)))
             return
-        key = _key(rollout)
-        if self._is_acked(key):
-            delivery.ack()
-        elif (held := self._held.get(key)) is not None:
-            # Of two copies the newer stays in hand: the older may be due for renewal, or lost.
-            held.delivery.ack()
-            held.delivery, held.since = delivery, time.monotonic()
-        else:
-            self._held[key] = _Held(rollout, delivery, time.monotonic())
-            self._hand_over(key, rollout)
+        if self._in_hand.take(rollout, delivery):
+            self._pending.discard(key_of(rollout))
+            if self._is_earlier(rollout) and self._in_hand.begins_group(rollout):
+                self._tasks.create_task(self._complete(rollout))
+            self._changed.set()
 
-    def _hand_over(self, key: _Key, rollout: FinishedRollout) -> None:
-        self._pending.discard(key)
-        self._ready[key] = rollout
-        generation, index, repeat = key
-        group = self._groups.get((generation, index))
-        if group is None:
-            group = self._groups[generation, index] = self._begin_group(key, rollout)
-        group.here[repeat] = rollout
-        if len(group.here) + group.acked >= self._info.repeats:
-            self._ready_groups[generation, index] = None
-        self._changed.set()
+    def _is_earlier(self, rollout: FinishedRollout) -> bool:
+        """Whether an earlier process submitted it."""
+        same = rollout.generation == self._info.generation
+        return not same or rollout.task_index < self._first_index
 
-    def _begin_group(self, key: _Key, rollout: FinishedRollout) -> _Group:
-        generation, index, _ = key
-        siblings = [(generation, index, r) for r in range(self._info.repeats)]
-        acked = sum(map(self._is_acked, siblings))
-        if index < self._first_index or generation != self._info.generation:
-            missing = [k for k in siblings if k != key and not self._is_acked(k)]
-            self._tasks.create_task(self._complete(rollout, missing))
-        return _Group(acked=acked)
-
-    async def _complete(self, rollout: FinishedRollout, missing: Iterable[_Key]) -> None:
-        """Publish siblings of an earlier process's rollout again: it may have died in between.
+    async def _complete(self, rollout: FinishedRollout) -> None:
+        """Publish an earlier process's missing siblings again: it may have died in between.
 
         Those that are running or done are recognised by the journal and cost nothing.
         """
@@ -303,10 +253,9 @@ class TrainerClient:
             extra = {"rollout": rollout.rollout_id, "error": str(e)}
             log.error("the rollout's task cannot be read", extra=extra)
             return
-        for key in missing:
-            if key not in self._held:
-                again = replace(task, repeat=key[2], attempt=1, lane="normal")
-                await publish_patiently(self._broker, task_message(again))
+        for repeat in self._in_hand.missing(rollout):
+            again = replace(task, repeat=repeat, attempt=1, lane="normal")
+            await publish_patiently(self._broker, task_message(again))
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("unreadable result", extra={"queue": delivery.queue, "reason": reason})
@@ -338,19 +287,6 @@ class TrainerClient:
         await self._journal.committed([rollout.journal_key for rollout in rollouts])
         self._totals = totals
 
-    def _let_go(self, key: _Key) -> None:
-        generation, index, repeat = key
-        bitmap.add(self._acked.setdefault((generation, repeat), bytearray()), index)
-        self._held.pop(key).delivery.ack()
-        self._ready.pop(key, None)
-        group = self._groups[generation, index]
-        del group.here[repeat]
-        group.acked += 1
-        if not group.here:
-            self._ready_groups.pop((generation, index), None)
-        if group.acked >= self._info.repeats:
-            del self._groups[generation, index]
-
     # What time brings
 
     async def _keep_alive(self) -> None:
@@ -367,13 +303,12 @@ class TrainerClient:
     async def _renew(self) -> None:
         """Publish copies of what is held for long. They come back, and replace what is held."""
         oldest = time.monotonic() - self._renew_after_s
-        for held in [held for held in self._held.values() if held.since < oldest]:
-            if held.delivery.live:  # otherwise the broker brings it again by itself
-                await publish_patiently(self._broker, _copy(held.delivery))
+        for delivery in self._in_hand.held_since(oldest):
+            await publish_patiently(self._broker, _copy(delivery))
 
-    async def _wait_for(self, ready: Mapping[Any, Any]) -> bool:
+    async def _wait_for(self, ready: Callable[[], bool]) -> bool:
         """Wait until there is something to hand over; False when there never will be."""
-        while not ready:
+        while not ready():
             if self._finished and not self._pending:
                 return False
             self._changed.clear()
@@ -387,14 +322,6 @@ class TrainerClient:
                 "another trainer of this name consumes the same run: groups will be torn apart",
                 extra={"queue": queue, "consumers": depth.consumers},
             )
-
-    def _is_acked(self, key: _Key) -> bool:
-        generation, index, repeat = key
-        return bitmap.has(self._acked.get((generation, repeat), b""), index)
-
-
-def _key(rollout: FinishedRollout) -> _Key:
-    return rollout.generation, rollout.task_index, rollout.repeat
 
 
 def _flat(
