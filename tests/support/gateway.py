@@ -49,6 +49,21 @@ class Caller:
         self._paths = itertools.count()
         self._epochs: dict[str, str] = {}
 
+        self._stop = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    async def serve(self) -> None:
+        try:
+            await serve(self.broker, self.gateway.sources(), stop=self._stop, grace_s=0.2)
+        finally:
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Stop the gateway as SIGTERM does."""
+        self._stop.set()
+        async with asyncio.timeout(5):
+            await self._stopped.wait()
+
     def on_reply(self, delivery: Delivery) -> None:
         reply = codec.decode(Reply, delivery.body, delivery.kind)
         delivery.ack()
@@ -112,24 +127,30 @@ async def serving(
     *models: ModelConfig,
     environments: Sequence[EnvironmentSpec] = (),
     prefetch: int = 256,
+    beside: Caller | None = None,
 ) -> AsyncIterator[Caller]:
-    """A gateway to these models that serves for the length of a test."""
-    broker, journal, stop = MemoryBroker(), MemoryJournal(), asyncio.Event()
+    """A gateway to these models that serves for the length of a test.
+
+    `beside` another one it shares its broker and journal, and leaves replies to it.
+    """
+    broker = beside.broker.connect() if beside else MemoryBroker()
+    journal = beside.journal if beside else MemoryJournal()
     named = {model.name: model for model in models}
     known = {spec.name: spec for spec in environments}
     async with open_gateway(named, known, broker, journal, prefetch=prefetch) as gateway:
         caller = Caller(broker, journal, gateway)
         queues = [source.queue for source in gateway.sources()]
         await broker.declare([inbox(INBOX), *ladder_queues("model"), *queues])
-        async with (
-            asyncio.TaskGroup() as group,
-            broker.consume(inbox(INBOX).name, 1000, caller.on_reply),
-        ):
-            group.create_task(serve(broker, gateway.sources(), stop=stop, grace_s=0.2))
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            if beside is None:
+                await stack.enter_async_context(
+                    broker.consume(inbox(INBOX).name, 1000, caller.on_reply)
+                )
+            group.create_task(caller.serve())
             try:
                 yield caller
             finally:
-                stop.set()
+                await caller.stop()
     await broker.close()
 
 

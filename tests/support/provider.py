@@ -7,7 +7,6 @@ of the script, then the default for ever; `seen` has every request, in order of 
 import asyncio
 import contextlib
 import json
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,15 +50,22 @@ class FakeProvider:
     _port: int = 0
     _server: asyncio.Server | None = None
     _connections: set[asyncio.Task[None]] = field(default_factory=set)
-    _tls: ssl.SSLContext | None = None
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def requests(self, count: int, within_s: float = 10.0) -> None:
+        """Wait until so many have arrived."""
+        async with asyncio.timeout(within_s):
+            while len(self.seen) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
 
     async def start(self) -> None:
         """Listen, on the same port as before."""
         self._server = await asyncio.start_server(
-            self._connected, "127.0.0.1", self._port, ssl=self._tls, backlog=4096
+            self._connected, "127.0.0.1", self._port, backlog=4096
         )
         self._port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}/v1"
+        self.url = f"http://127.0.0.1:{self._port}/v1"
 
     async def stop(self) -> None:
         """Close the port and every connection: what a crashed server looks like."""
@@ -89,6 +95,7 @@ class FakeProvider:
             self.probes.append(request)
             return await self.other.get(request.path, error(404, "not here"))(request, writer)
         self.seen.append(request)
+        self._arrived.set()
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -99,7 +106,10 @@ class FakeProvider:
 
 
 async def _read(reader: asyncio.StreamReader) -> Seen:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    start = await reader.readexactly(1)
+    if not start.isalpha():  # somebody speaks TLS to us
+        raise ConnectionAbortedError
+    head = (start + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     method, path, _ = head[0].split(" ", 2)
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:])}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -108,12 +118,10 @@ async def _read(reader: asyncio.StreamReader) -> Seen:
 
 @contextlib.asynccontextmanager
 async def running(
-    default: Behaviour | None = None,
-    script: Iterable[Behaviour] = (),
-    tls: ssl.SSLContext | None = None,
+    default: Behaviour | None = None, script: Iterable[Behaviour] = ()
 ) -> AsyncIterator[FakeProvider]:
     """A provider for the length of a test."""
-    provider = FakeProvider(default or says("hello"), list(script), _tls=tls)
+    provider = FakeProvider(default or says("hello"), list(script))
     await provider.start()
     try:
         yield provider

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from broker.messages import ErrorKind, ModelResult
+from broker.topology import Lane
 from workers.spec import Item
 
 #: Calls end by their deadline; this only stops one that fails too fast for that to come soon.
@@ -37,6 +38,9 @@ class BackendRequest:
     """The rollout's id: what endpoints are chosen by, and what a scripted policy varies on."""
     path: str = ""
     """The call's place in its rollout."""
+    run: str = ""
+    lane: Lane = "normal"
+    """Run and lane share an endpoint's slots fairly with others."""
 
     @property
     def request_id(self) -> str:
@@ -49,10 +53,6 @@ class Backend(Protocol):
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once. Raises: Retryable, Refused, ContextOverflow; nothing else on purpose."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections."""
         ...
 
 

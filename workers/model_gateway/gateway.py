@@ -30,10 +30,13 @@ from workers.model_gateway.backend import (
 )
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.conversion import as_items
+from workers.model_gateway.pool import AllDown
 from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
 
 log = logging.getLogger(__name__)
 
+#: While no endpoint is up, calls go round the shortest rung: all are back soon after it is.
+_DOWN_WAIT_S: Final = 5.0
 #: Share of the prefetch that each lane may hold.
 _LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
 
@@ -80,7 +83,7 @@ class ModelGateway:
             return _failed("model", f"this gateway has no model {call.model!r}; it has: {known}")
         config, backend = served
         request = request_of(call, config)
-        tries = call.tries
+        tries, error = call.tries, None
         while True:
             left_s = call.deadline - time.time()
             try:
@@ -92,7 +95,11 @@ class ModelGateway:
             except Refused as e:
                 return _failed("model", str(e), tries + 1)
             except TimeoutError:
-                return _failed("infra", "its deadline passed", tries + 1)
+                return _failed("infra", _too_late(error), tries + 1)
+            except AllDown as e:
+                if left_s <= _DOWN_WAIT_S:
+                    return _failed("infra", str(e), tries)
+                return Postponed(_DOWN_WAIT_S, tries - call.tries)
             except Retryable as e:
                 error = e
             tries += 1
@@ -118,6 +125,8 @@ def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
         options=codec.unpack(call.options) if call.options else {},
         rollout=call.sticky or call.rollout,
         path=call.path,
+        run=call.run,
+        lane=call.lane,
         timeout_s=config.try_timeout_s,
     )
 
@@ -134,6 +143,11 @@ def _overflow(call: ModelCall, why: str, tries: int) -> Done:
     """Not an error: the conversation has become too long, which the agent ends as truncated."""
     log.info("context overflow", extra={"rollout": call.rollout, "path": call.path, "why": why})
     return _done(ModelResult(finish_reason="context_overflow"), tries)
+
+
+def _too_late(error: Retryable | None) -> str:
+    before = f"; the try before failed: {error}" if error else ""
+    return f"no answer before the call's deadline{before}"
 
 
 def _failed(kind: ErrorKind, why: str, tries: int = 1) -> Done:

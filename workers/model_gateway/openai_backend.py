@@ -16,8 +16,9 @@ import openai
 from broker.messages import ModelResult
 from workers.model_gateway.answer_chat import chat_result, json_object
 from workers.model_gateway.answer_responses import responses_result
-from workers.model_gateway.backend import BackendRequest, Refused, Retryable
+from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
 from workers.model_gateway.config import ModelConfig, chosen_api
+from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import (
     OPEN_SERVER,
     OPENAI,
@@ -61,6 +62,20 @@ class OpenAIBackend:
         async with self._typed_errors(timeout_s), asyncio.timeout(timeout_s):
             with contextlib.suppress(openai.NotFoundError):  # there, but it lists no models
                 await self._client.models.with_raw_response.list()
+
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether anything but a server error is answered there (endpoint.Probed)."""
+        try:
+            await self.check(timeout_s)
+        except Retryable as e:
+            return e.throttled
+        except BackendError:
+            pass
+        return True
+
+    async def load(self) -> EngineLoad | None:
+        """Nothing is known of foreign engines."""
+        return None
 
     async def close(self) -> None:
         """Close the connections."""

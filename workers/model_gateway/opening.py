@@ -9,9 +9,10 @@ from broker.journal.base import Journal
 from broker.masking import mask_url
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.endpoint import Endpoint
 from workers.model_gateway.gateway import ModelGateway
 from workers.model_gateway.openai_backend import OpenAIBackend
-from workers.model_gateway.pool import Endpoint, EndpointPool
+from workers.model_gateway.pool import EndpointPool
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
 from workers.spec import EnvironmentSpec
 from workers.threads import Threads
@@ -35,20 +36,17 @@ async def open_gateway(
                 name = scripted_name(environment.name)
                 served[name] = ModelConfig(name=name), ScriptedBackend(environment, threads)
         for name, config in models.items():
-            pool = open_pool(config)
-            stack.push_async_callback(pool.close)
+            pool = await stack.enter_async_context(EndpointPool.open(endpoints(config)))
             served[name] = config, pool
         yield ModelGateway(broker, journal, served, prefetch=prefetch)
 
 
-def open_pool(config: ModelConfig) -> EndpointPool:
-    """The endpoints of one model. Nothing is sent yet."""
-    return EndpointPool(
-        [
-            Endpoint(mask_url(url), OpenAIBackend(config, url), config.max_concurrency)
-            for url in config.urls
-        ]
-    )
+def endpoints(config: ModelConfig) -> list[Endpoint]:
+    """The replicas of one model. Nothing is sent yet."""
+    return [
+        Endpoint(mask_url(url), OpenAIBackend(config, url), config.max_concurrency)
+        for url in config.urls
+    ]
 
 
 async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> None:

@@ -1,44 +1,85 @@
-"""The endpoints of one model: a rollout stays with one, so that its prefix is cached there."""
+"""The endpoints of one model, as one backend: where each call goes.
+
+A rollout stays with one endpoint, so that its prefix is cached there; moves while that one is
+down, or full while another is not; and goes back when it has recovered.
+"""
 
 import asyncio
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 from broker.messages import ModelResult
-from workers.model_gateway.backend import Backend, BackendRequest
+from workers.model_gateway.backend import BackendRequest, Retryable
+from workers.model_gateway.endpoint import Endpoint
+
+#: A call waits this long for an endpoint to come back, then in the broker.
+PATIENCE_S: Final = 30.0
+#: A rollout leaves its full endpoint only for one that is this empty: its prefix costs less.
+_ROOM: Final = 0.5
 
 
-@dataclass(slots=True)
-class Endpoint:
-    """One replica and its slots."""
-
-    url: str
-    backend: Backend
-    limit: int
-    slots: asyncio.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.slots = asyncio.Semaphore(self.limit)
-
-    def rank(self, sticky: str) -> bytes:
-        """Rendezvous hashing: whoever ranks highest serves, and others keep theirs if it goes."""
-        return hashlib.blake2b(f"{self.url}\0{sticky}".encode(), digest_size=8).digest()
+class AllDown(Retryable):
+    """No endpoint is up. Nothing was sent, so it does not count as a try."""
 
 
 class EndpointPool:
-    """A backend made of the endpoints of one model."""
+    """Chooses among the endpoints of one model."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._endpoints = endpoints
+        self.endpoints = endpoints
+        self._changed = asyncio.Event()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, endpoints: Sequence[Endpoint]) -> AsyncIterator["EndpointPool"]:
+        """A pool whose endpoints are looked after while the context is open, then closed."""
+        pool = cls(endpoints)
+        tasks = [
+            asyncio.create_task(task)
+            for endpoint in endpoints
+            for task in (endpoint.watch(pool._wake), endpoint.follow_load())
+        ]
+        try:
+            yield pool
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for endpoint in endpoints:
+                await endpoint.backend.close()
 
     async def generate(self, request: BackendRequest) -> ModelResult:
-        """Ask the rollout's endpoint once (backend.Backend)."""
-        endpoint = max(self._endpoints, key=lambda e: e.rank(request.rollout))
-        async with endpoint.slots:
-            return await endpoint.backend.generate(request)
+        """Ask once, at the rollout's endpoint or its stand-in. Raises BackendErrors, AllDown."""
+        ranked = sorted(self.endpoints, key=lambda e: e.rank(request.rollout), reverse=True)
+        while True:
+            endpoint = await self._usable(ranked)
+            async with endpoint.slots.take(request.lane, request.run):
+                if endpoint.health.usable:  # it may have gone down while we waited for the slot
+                    return await endpoint.ask(request, self._wake)
 
-    async def close(self) -> None:
-        """Close every endpoint."""
-        for endpoint in self._endpoints:
-            await endpoint.backend.close()
+    async def _usable(self, ranked: Sequence[Endpoint]) -> Endpoint:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    if (endpoint := choose(ranked)) is not None:
+                        return endpoint
+                    await self._changed.wait()
+        why = "; ".join(f"{e.url}: {e.health.why}" for e in ranked)
+        raise AllDown(f"every endpoint is down: {why}")
+
+    def _wake(self) -> None:
+        """Let everybody who waits look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def choose(ranked: Sequence[Endpoint]) -> Endpoint | None:
+    """The first usable endpoint; a less loaded one while that is full; None when all are down."""
+    usable = [e for e in ranked if e.health.usable]
+    if not usable:
+        return None
+    first = usable[0]
+    if first.slots.saturated:
+        return next((e for e in usable[1:] if e.slots.held < e.slots.limit * _ROOM), first)
+    return first

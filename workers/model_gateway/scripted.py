@@ -47,9 +47,6 @@ class ScriptedBackend:
             raise Refused(f"the scripted policy failed: {_last_lines(e)}") from e
         return _result(items, request, time.monotonic() - started)
 
-    async def close(self) -> None:
-        """Nothing to let go of."""
-
     async def _ask(self, asked: PolicyRequest) -> list[Item] | str:
         said: Any = (
             self._policy(asked)

@@ -1,0 +1,108 @@
+"""One replica of a model: its slots, its health, its congestion, and who looks after it."""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from broker.messages import ModelResult
+from workers.model_gateway.backend import Backend, BackendError, BackendRequest, Retryable
+from workers.model_gateway.congestion import Congestion, EngineLoad
+from workers.model_gateway.health import Health
+from workers.model_gateway.slots import Slots
+
+log = logging.getLogger(__name__)
+
+#: A down endpoint gets one probe in this time, and at most one trial for each: under two
+#: requests a second, and found again well within five.
+PROBE_EVERY_S: Final = 1.2
+PROBE_TIMEOUT_S: Final = 5.0
+LOAD_EVERY_S: Final = 1.0
+
+
+class Probed(Backend, Protocol):
+    """A backend that can be looked after."""
+
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether anybody answers there, at no cost."""
+        ...
+
+    async def load(self) -> EngineLoad | None:
+        """What the engine says of its load; None where it says nothing, now and later."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Endpoint:
+    """One base URL of one model."""
+
+    def __init__(self, url: str, backend: Probed, limit: int) -> None:
+        self.url = url
+        self.backend = backend
+        self.slots = Slots(limit)
+        self.health = Health()
+        self.congestion = Congestion(self.slots)
+        self.requests = 0
+        self._went_down = asyncio.Event()
+
+    def rank(self, sticky: str) -> bytes:
+        """Rendezvous hashing: whoever ranks highest serves; others keep theirs when it goes."""
+        return hashlib.blake2b(f"{self.url}\0{sticky}".encode(), digest_size=8).digest()
+
+    async def ask(self, request: BackendRequest, changed: Callable[[], None]) -> ModelResult:
+        """Send one request, in a slot that the caller holds; learn from what comes of it."""
+        self.health.sent()
+        self.requests += 1
+        try:
+            result = await self.backend.generate(request)
+        except Retryable as e:
+            if e.throttled:
+                self.congestion.answered(throttled=True)
+            elif self.health.failed(str(e)):
+                log.warning("endpoint is down", extra={"endpoint": self.url, "why": str(e)})
+                self._went_down.set()
+                changed()
+            raise
+        except BackendError:  # an answer, if not the one we wanted
+            self._succeeded(changed)
+            raise
+        self._succeeded(changed)
+        return result
+
+    def _succeeded(self, changed: Callable[[], None]) -> None:
+        if self.health.succeeded():
+            log.info("endpoint is back", extra={"endpoint": self.url})
+            self._went_down.clear()
+            self.congestion.restart()
+            changed()
+        self.congestion.answered(throttled=False)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """While it is down, probe it and let single calls try. Runs until cancelled."""
+        while True:
+            await self._went_down.wait()
+            await asyncio.sleep(PROBE_EVERY_S * random.uniform(1.0, 1.25))
+            if (
+                self.health.down
+                and await self.backend.alive(PROBE_TIMEOUT_S)
+                and self.health.down
+                and self.health.open_trial()
+            ):
+                changed()
+
+    async def follow_load(self) -> None:
+        """Let the engine's own figures move the limit, while it gives any."""
+        while True:
+            started = time.monotonic()
+            if not self.health.down:
+                load = await self.backend.load()
+                if load is None:
+                    return
+                self.congestion.engine_says(load)
+            await asyncio.sleep(max(LOAD_EVERY_S - (time.monotonic() - started), 0.1))
