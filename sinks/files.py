@@ -53,6 +53,9 @@ def lock(path: Path) -> int:
             f"{path}: another process is writing this output (or the filesystem can't lock: "
             f"{e.strerror}); end it, or choose another output"
         ) from e
+    if not os.fstat(fd).st_nlink:  # its owner removed it while we waited at the door
+        os.close(fd)
+        raise OutputRefused(f"{path}: was removed at this moment; run the command again")
     return fd
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal
@@ -117,9 +117,11 @@ class PartFiles:
         generation: str | None = None,
         compress: bool = True,
         disk: Disk | None = None,
+        before: Iterable[RowSummary] = (),
     ) -> None:
         """Read what is committed. `compress` is for a new directory; an old one keeps its format.
 
+        `before`: rows that are durable elsewhere and count as this output's.
         Raises OutputRefused (a gap, an unreadable part, no hard links), OtherGeneration.
         """
         self._root = root
@@ -137,6 +139,9 @@ class PartFiles:
             self._disk.fsync_directory(root)
         except OSError as e:
             raise OutputRefused(f"{root}: can't be used for output: {e.strerror}") from e
+        for row in before:
+            self._check_run(row, "a row written before")
+            self._ledger.record(row)
         self._read_committed()
 
     @property
@@ -242,9 +247,14 @@ class PartFiles:
                 row = summary_of_json(line)
             except BadRow as e:
                 raise OutputRefused(f"{part.path}:{number}: not a row of Warren's ({e})") from e
-            if self._run is not None and row.run != self._run:
-                raise OutputRefused(f"{part.path}:{number}: belongs to run {row.run!r}")
+            self._check_run(row, f"{part.path}:{number}")
             self._ledger.record(row)
+
+    def _check_run(self, row: RowSummary, where: str) -> None:
+        if self._run is not None and row.run != self._run:
+            raise OutputRefused(
+                f"{where}: belongs to run {row.run!r}, not {self._run!r}; choose another output"
+            )
 
     def _sweep(self) -> None:
         """Remove what crashed sinks of this shard left; a living one writes its file again."""

@@ -215,10 +215,11 @@ class SinkWorker:
                 if full is not None:
                     await self._wait_for_room(full, stop)
         finally:
-            self._thread.shutdown(wait=True)  # a commit in progress ends before its file closes
-            for output in self._outputs.values():
-                if output is not None:
-                    output.close()
+            closing = self._thread.submit(self._close_all)  # behind a commit in progress
+            try:
+                await asyncio.wrap_future(closing)
+            finally:
+                self._thread.shutdown(wait=True)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work in the one thread that touches outputs."""
@@ -251,6 +252,11 @@ class SinkWorker:
         output = self._outputs.pop(place)
         if output is not None:
             await self.in_thread(output.close)
+
+    def _close_all(self) -> None:
+        for output in self._outputs.values():
+            if output is not None:
+                output.close()
 
     async def _wait_for_room(self, output: Output, stop: asyncio.Event) -> None:
         path = output.paths[0]
