@@ -7,27 +7,21 @@ import asyncio
 import os
 import sqlite3
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from broker.journal.base import Committed
 from broker.journal.memory import MemoryJournal, MemoryTable
 from broker.journal.sqlite import SqliteJournal
-from tests.support.rollout_model import KEY, World
+from tests.support.rollout_model import CALLS, KEY, Executing, Owner, World
 
-OWNERS = st.sampled_from(["A", "B"])
-EXECUTORS = st.sampled_from(["X", "Y"])
-INDEX = st.integers(0, 7)
+Action = Callable[[], None]
 
 
 class MemoryStore:
@@ -79,7 +73,7 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Rollout(RuleBasedStateMachine):
-    """One rollout over the memory journal."""
+    """One rollout over the memory journal: each step is one of what can happen now."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,133 +82,82 @@ class Rollout(RuleBasedStateMachine):
     def new_world(self) -> World:
         return World(MemoryStore(), at_once)
 
-    def _has(self, who: str) -> bool:
-        return self.world.owners[who] is not None
+    @rule(data=st.data(), rare=st.integers(0, 4))
+    def step(self, data: st.DataObject, rare: int) -> None:
+        actions = self.accidents() if rare == 0 else self.regular()
+        actions = actions or self.accidents()
+        actions[data.draw(st.sampled_from(sorted(actions)))]()
 
-    @precondition(lambda self: self.world.tasks > 0)
-    @rule(who=OWNERS)
-    def owner_takes(self, who: str) -> None:
-        if not self._has(who):
-            self.world.take(who)
+    def regular(self) -> dict[str, Action]:
+        """What moves the rollout on."""
+        actions: dict[str, Action] = {"save": self.world.remember}
+        for who, owner in self.world.owners.items():
+            actions |= self._owner(who, owner)
+        for who, executing in self.world.executors.items():
+            actions |= self._executor(who, executing)
+        if self.world.ended:
+            actions["row is committed"] = self.world.commit
+        return actions
 
-    @rule(who=OWNERS, force=st.booleans())
-    def owner_publishes(self, who: str, force: bool) -> None:
-        owner = self.world.owners[who]
-        if owner and not owner.done and (force or owner.message is None):
-            self.world.publish(who, force=force and owner.message is not None)
+    def _owner(self, who: str, owner: Owner | None) -> dict[str, Action]:
+        world = self.world
+        if owner is None:
+            return {f"{who} takes": partial(world.take, who)} if world.tasks else {}
+        actions: dict[str, Action] = {f"{who} sweeps": partial(world.sweep, who)}
+        if owner.lost:
+            actions[f"{who} uploads"] = partial(world.upload, who)
+        if owner.done:
+            return actions | {f"{who} ends": partial(world.end, who)}
+        if owner.message is None:
+            actions[f"{who} publishes"] = partial(world.publish, who)
+        elif not world.calls:
+            actions[f"{who} publishes again"] = partial(world.publish_again, who)
+        return actions
 
-    @rule(who=OWNERS)
-    def owner_publishes_again(self, who: str) -> None:
-        owner = self.world.owners[who]
-        if owner and owner.message and len(self.world.calls) < 8:
-            self.world.publish_again(who)
+    def _executor(self, who: str, executing: Executing | None) -> dict[str, Action]:
+        world = self.world
+        if executing is None:
+            return {f"{who} begins {n}": partial(world.begin, who, n) for n in world.each_call()}
+        if executing.result is None:
+            return {f"{who} works": partial(world.work, who)}
+        if executing.finished:
+            return {f"{who} acks": partial(world.ack, who)}
+        return {
+            f"{who} finishes": partial(world.finish, who),
+            f"{who} finishes, reply lost": partial(world.finish, who, reply_lost=True),
+        }
 
-    @rule(who=OWNERS, path=st.integers(0, 3))
-    def agent_replays_differently(self, who: str, path: int) -> None:
-        if self._has(who):
-            self.world.replay_differently(who, str(path))
+    def accidents(self) -> dict[str, Action]:
+        """What should not happen and does."""
+        world = self.world
+        actions: dict[str, Action] = {"flush": world.flush}
+        if world.snapshot:
+            actions["roll back"] = world.roll_back
+        for who, owner in world.owners.items():
+            if owner is not None:
+                actions |= self._owner_accidents(who, owner)
+        for who, executing in world.executors.items():
+            if executing is not None:
+                actions[f"{who} crashes"] = partial(world.crash_executor, who)
+        for inbox in world.leases:
+            actions[f"lease of {inbox} ends"] = partial(world.lease_ends, inbox)
+        for n in world.each_call():
+            actions[f"call {n} is delivered twice"] = partial(world.deliver_twice, n)
+        return actions
 
-    @rule(who=OWNERS)
-    def owner_sweeps(self, who: str) -> None:
-        if self._has(who):
-            self.world.sweep(who)
-
-    @rule(who=OWNERS)
-    def owner_uploads(self, who: str) -> None:
-        owner = self.world.owners[who]
-        if owner and owner.lost:
-            self.world.upload(who)
-
-    @rule(who=OWNERS)
-    def owner_ends(self, who: str) -> None:
-        owner = self.world.owners[who]
-        if owner and owner.done:
-            self.world.end(who)
-
-    @rule(who=OWNERS)
-    def owner_restarts(self, who: str) -> None:
-        owner = self.world.owners[who]
-        if owner and len(owner.results) > 1:
-            self.world.restart(who)
-
-    @rule(who=OWNERS)
-    def owner_crashes(self, who: str) -> None:
-        self.world.stop_owner(who)
-
-    @precondition(lambda self: self.world.leases)
-    @rule(index=INDEX)
-    def lease_runs_out(self, index: int) -> None:
-        leases = sorted(self.world.leases)
-        self.world.lease_ends(leases[index % len(leases)])
-
-    @precondition(lambda self: self.world.ended)
-    @rule()
-    def row_is_committed(self) -> None:
-        self.world.commit()
-
-    @precondition(lambda self: self.world.calls)
-    @rule(who=EXECUTORS, index=INDEX)
-    def executor_begins(self, who: str, index: int) -> None:
-        if self.world.executors[who] is None:
-            self.world.begin(who, index)
-
-    @rule(who=EXECUTORS)
-    def executor_works(self, who: str) -> None:
-        executing = self.world.executors[who]
-        if executing and executing.result is None:
-            self.world.work(who)
-
-    @rule(who=EXECUTORS, reply_lost=st.booleans())
-    def executor_finishes(self, who: str, reply_lost: bool) -> None:
-        executing = self.world.executors[who]
-        if executing and executing.result is not None and not executing.finished:
-            self.world.finish(who, reply_lost=reply_lost)
-
-    @rule(who=EXECUTORS)
-    def executor_acks(self, who: str) -> None:
-        executing = self.world.executors[who]
-        if executing and executing.finished:
-            self.world.ack(who)
-
-    @rule(who=EXECUTORS)
-    def executor_crashes(self, who: str) -> None:
-        if self.world.executors[who]:
-            self.world.crash_executor(who)
-
-    @precondition(lambda self: self.world.calls)
-    @rule(index=INDEX)
-    def call_is_delivered_twice(self, index: int) -> None:
-        if len(self.world.calls) < 8:
-            self.world.calls.append(self.world.calls[index % len(self.world.calls)])
-
-    @rule(who=OWNERS, executor=EXECUTORS)
-    def call_goes_through(self, who: str, executor: str) -> None:
-        """Without this, few histories would come far."""
-        owner, world = self.world.owners[who], self.world
-        if owner is None or owner.done or owner.message or world.executors[executor]:
-            return
-        world.publish(who)
-        world.begin(executor, len(world.calls) - 1)
-        if world.executors[executor]:
-            world.work(executor)
-            world.finish(executor)
-        executing = world.executors[executor]
-        if executing and executing.finished:
-            world.ack(executor)
-
-    @rule()
-    def journal_is_saved(self) -> None:
-        self.world.remember()
-
-    @precondition(lambda self: self.world.snapshot)
-    @rule()
-    def journal_is_rolled_back(self) -> None:
-        self.world.roll_back()
-
-    @rule(really=st.integers(0, 3))
-    def journal_is_flushed(self, really: int) -> None:
-        if not really:
-            self.world.flush()
+    def _owner_accidents(self, who: str, owner: Owner) -> dict[str, Action]:
+        world = self.world
+        actions: dict[str, Action] = {
+            f"{who} crashes": partial(world.stop_owner, who),
+            f"{who} restarts": partial(world.restart, who),
+        }
+        for path in map(str, range(CALLS)):
+            replay = partial(world.replay_differently, who, path)
+            actions[f"{who} replays {path} differently"] = replay
+        if owner.message is not None:
+            actions[f"{who} publishes anew"] = partial(world.publish, who)
+            actions[f"{who} forces"] = partial(world.publish, who, force=True)
+        return actions
 
     def teardown(self) -> None:
         """Whatever happened, one owner and one executor bring the rollout home."""
@@ -288,7 +231,7 @@ def profile(examples: int) -> settings:
 
 
 def test_no_history_breaks_the_memory_journal() -> None:
-    run_state_machine_as_test(Rollout, settings=profile(250))
+    run_state_machine_as_test(Rollout, settings=profile(300))
 
 
 def test_no_history_breaks_the_sqlite_journal() -> None:

@@ -66,8 +66,16 @@ _REFUSED: Final = (
     exceptions.AuthorizationError,
     exceptions.NoPermissionError,
 )
-_LOST: Final = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError)
-#: How errors begin that pass: a full or read-only server, a failover, a script that runs long.
+_AWAY: Final = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.MasterDownError,
+    exceptions.TryAgainError,
+    TimeoutError,
+)
+#: How further errors begin that pass; inside scripts redis-py knows none of them by class.
 _PASSING: Final = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "READONLY", "TRYAGAIN")
 
 _CLOSED: Final = "the journal is closed"
@@ -213,7 +221,7 @@ def _settle(sent: Sequence[_Sent], replies: Sequence[Any]) -> None:
 
 
 def _passes(error: Exception) -> bool:
-    return isinstance(error, _LOST) or str(error).startswith(_PASSING)
+    return isinstance(error, _AWAY) or str(error).startswith(_PASSING)
 
 
 def _said(error: Exception) -> str:

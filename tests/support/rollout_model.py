@@ -118,6 +118,7 @@ class World:
         self.answers: dict[tuple[str, str], bytes] = {}
         self.ended = False
         self._samples = 0
+        self._inboxes = 0
 
     @property
     def journal(self) -> Journal:
@@ -130,7 +131,8 @@ class World:
     # owners
 
     def take(self, who: str) -> None:
-        inbox = uuid.uuid4().hex
+        self._inboxes += 1
+        inbox = f"inbox-{self._inboxes}"
         self.wait(self.journal.renew_lease(inbox))
         self.leases.add(inbox)
         taken = self.wait(self.journal.take(KEY, inbox))
@@ -258,7 +260,7 @@ class World:
     # executors
 
     def begin(self, who: str, index: int) -> None:
-        message = self.calls.pop(index % len(self.calls))
+        message = self.calls.pop(index)
         ref = message.ref
         begun = self.wait(self.journal.begin(ref, force=message.force))
         mirror = self.mirror
@@ -316,6 +318,12 @@ class World:
 
     def ack(self, who: str) -> None:
         self.executors[who] = None
+
+    def each_call(self) -> range:
+        return range(len(self.calls))
+
+    def deliver_twice(self, index: int) -> None:
+        self.calls.append(self.calls[index])
 
     def crash_executor(self, who: str) -> None:
         self.calls.append(self._executing(who).message)
