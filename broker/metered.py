@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth
-from broker.errors import QueueFull, Unroutable
+from broker.errors import QueueFull, Unroutable, WarrenError
 from broker.journal.base import Journal, Run
 from broker.metrics import Metrics
 from broker.topology import QueueSpec
@@ -24,7 +24,6 @@ class MeteredBroker:
     def __init__(self, broker: Broker, metrics: Metrics) -> None:
         self._broker = broker
         self._metrics = metrics
-        metrics.watch(broker)
 
     @property
     def reconnects(self) -> int:
@@ -53,7 +52,7 @@ class MeteredBroker:
             self._metrics.confirm_s.labels(exchange).observe(time.monotonic() - started)
 
     def publish_hint(self, message: Outgoing) -> None:
-        self._metrics.hints.inc()
+        self._metrics.hints.labels().inc()
         self._broker.publish_hint(message)
 
     @asynccontextmanager
@@ -173,14 +172,16 @@ def _counted(
     async def counted(*args: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
         try:
-            with errors.count_exceptions(Exception):
-                answer = await call(*args, **kwargs)
+            answer = await call(*args, **kwargs)
+        except WarrenError:
+            errors.inc()
+            raise
         finally:
             seconds.observe(time.monotonic() - started)
         if op in _ANSWERS:
             metrics.journal_results.labels(op, type(answer).__name__.lower()).inc()
         if isinstance(answer, Run):
-            metrics.replayed_calls.inc(len(answer.results))
+            metrics.replayed_calls.labels().inc(len(answer.results))
         return answer
 
     return counted

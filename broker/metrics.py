@@ -6,14 +6,16 @@ Labels are families: `queue` and `exchange` are `task`, `model`, `retry`, ..., n
 """
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from broker.base import Broker
+from broker.series import AllSeries, Series, Spread, Value
 
 _WORK_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400)
 _FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10)
@@ -24,17 +26,21 @@ class Metrics:
     """All metrics of one process, in a registry of their own."""
 
     def __init__(self, kind: str, version: str) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        series = AllSeries()
+        self.registry.register(series)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"warren_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Series[Value]:
+            return series.counter(f"warren_{name}", text, *labels)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"warren_{name}", text, labels, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Series[Value]:
+            return series.gauge(f"warren_{name}", text, *labels)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"warren_{name}", text, labels, registry=registry, buckets=buckets)
+        def histogram(
+            name: str, text: str, bounds: Sequence[float], *labels: str
+        ) -> Series[Spread]:
+            return series.histogram(f"warren_{name}", text, bounds, *labels)
 
         gauge("worker_info", "What this process is; always 1.", "kind", "version").labels(
             kind, version
@@ -74,7 +80,7 @@ class Metrics:
         )
 
     def watch(self, broker: Broker) -> None:
-        """Export how the connection stands, read at each scrape."""
+        """Export what this broker counts itself, read at each scrape. Once per process."""
         self.registry.register(_Connection(broker))
 
     def row(
@@ -89,10 +95,10 @@ class Metrics:
         """One row became durable."""
         self.rows.labels(status, error or "").inc()
         if reward is not None:
-            self.reward.observe(reward)
+            self.reward.labels().observe(reward)
         self.tokens.labels("prompt").inc(prompt_tokens)
         self.tokens.labels("generated").inc(generated_tokens)
-        self.last_commit.set(time.time())
+        self.last_commit.labels().set(time.time())
 
 
 class _Connection(Collector):

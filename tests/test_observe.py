@@ -8,6 +8,7 @@ import urllib.request
 from functools import partial
 
 import pytest
+from prometheus_client.exposition import generate_latest
 
 from broker.base import Delivery, Outgoing
 from broker.errors import JournalUnavailable, Unroutable, UsageError
@@ -47,6 +48,7 @@ def test_families_are_few() -> None:
 async def test_a_metered_broker_counts_publishes_deliveries_and_how_they_end() -> None:
     metrics = Metrics("agent", "0")
     broker = MeteredBroker(MemoryBroker(), metrics)
+    metrics.watch(broker)
     queue = task_queue("normal", "e")
     await broker.declare([queue])
     message = Outgoing(exchange=TASK.name, key=task_key("normal", "e"), body=b"x", kind="task.v1")
@@ -186,3 +188,21 @@ def test_no_secret_reaches_a_log_line(render: object) -> None:
     assert "hunter2" not in line
     assert "sk-1234567" not in line
     assert line.count(MASK) >= 3
+
+
+async def test_a_histogram_is_exposed_as_prometheus_reads_it() -> None:
+    metrics = Metrics("sink", "0")
+    for reward in (0.0, 0.05, 1.0, 7.0):
+        metrics.reward.labels().observe(reward)
+    text = generate_latest(metrics.registry).decode()
+    for line in (
+        'warren_reward_bucket{le="-1.0"} 0.0',
+        'warren_reward_bucket{le="0.0"} 1.0',
+        'warren_reward_bucket{le="0.1"} 2.0',
+        'warren_reward_bucket{le="1.0"} 3.0',
+        'warren_reward_bucket{le="+Inf"} 4.0',
+        "warren_reward_count 4.0",
+        "warren_reward_sum 8.05",
+        "# TYPE warren_reward histogram",
+    ):
+        assert line in text.splitlines()

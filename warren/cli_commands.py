@@ -172,12 +172,16 @@ def _worker(kind: WorkerKind) -> Callable[[Given], WorkerOptions]:
         return WorkerOptions(
             kind=kind,
             environments=get("environments"),
-            models=(settings.model,) if settings.model and kind == "model" else (),
+            models=_models(settings) if kind == "model" else (),
             prefetch=get("prefetch") or settings.prefetch[kind],
             output=get("output") if kind == "sink" else None,
         )
 
     return build
+
+
+def _models(settings: Settings) -> tuple[str, ...]:
+    return (settings.model,) if settings.model else tuple(settings.models)
 
 
 def _runs(given: Given) -> RunsOptions:

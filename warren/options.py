@@ -94,9 +94,9 @@ class WorkerOptions:
 
     kind: WorkerKind
     environments: tuple[str, ...] = ()
-    """As typed; empty: all that settings name, else all built-in ones."""
+    """As typed, or as warren.toml names them; empty: all built-in ones."""
     models: tuple[str, ...] = ()
-    """Model workers: which ones; empty: all of `settings.models`."""
+    """Model workers: which ones; never empty for them."""
     prefetch: int = 64
     """How many deliveries to have in hand."""
     output: Path | None = None
