@@ -24,6 +24,7 @@ from workers.sandbox import (
     run_unsafe,
     seccomp,
 )
+from workers.sandbox.usage import read_usage
 
 SHORT = Limits(wall_s=5.0)
 
@@ -353,6 +354,10 @@ while True:
     result = await run_code(code, limits=Limits(wall_s=0.7))
     assert result.killed_by == "timeout"
     assert result.seconds < 1.5
+
+
+def test_a_sandbox_that_is_only_starting_is_not_blamed_for_everybodys_use() -> None:
+    assert read_usage(os.getpid()) is None
 
 
 async def test_processor_time_is_counted_over_all_processes() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from workers.sandbox.inside import wire
 from workers.sandbox.limits import DEFAULT_LIMITS, Limits, SandboxResult
-from workers.sandbox.run import run_code
+from workers.sandbox.run import Language, run_code
 
 #: The tests outlive a solution that used up its time, so that they can say what failed.
 _JUDGE_EXTRA_S: Final = 2.0
@@ -35,6 +35,7 @@ class Runner(Protocol):
         self,
         code_or_argv: str | Sequence[str],
         *,
+        language: Language = "python",
         files: Mapping[str, bytes] | None = None,
         stdin: bytes = b"",
         limits: Limits = DEFAULT_LIMITS,

@@ -24,9 +24,11 @@ class Usage:
 
 
 def read_usage(first_pid: int) -> Usage | None:
-    """None when the sandbox is gone, or when we may not look."""
+    """None when the sandbox isn't there yet, or no longer, or when we may not look."""
     proc = f"/proc/{first_pid}/root/proc"
     try:
+        if os.stat(proc).st_dev == os.stat("/proc").st_dev:
+            return None  # bwrap hasn't left our own root yet: these would be everybody's processes
         pids = tuple(int(name) for name in os.listdir(proc) if name.isdecimal())
     except OSError:
         return None
