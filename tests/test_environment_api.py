@@ -1,0 +1,355 @@
+"""The public API: schemas from signatures, checked calls, and errors in the author's words."""
+
+import dataclasses
+import enum
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast
+
+import pytest
+from pydantic import BaseModel, Field
+
+from broker.messages import Usage
+from warren import Environment, InvalidEnvironment, Rollout, VerifierContext
+from workers.spec import BadArguments, ToolRun
+
+NOBODY = cast(VerifierContext, None)
+
+
+@pytest.fixture
+def env() -> Environment:
+    return Environment("test")
+
+
+async def run(env: Environment, name: str, state: object = None, **arguments: object) -> object:
+    tool = env.spec().tools[name]
+    return await tool.run(ToolRun(arguments=arguments, idempotency_key="key", state=state))
+
+
+def rollout(answer: str) -> Rollout:
+    message = {"type": "message", "role": "assistant", "content": answer}
+    return Rollout(
+        rollout_id="r/0/0",
+        task={"expected_answer": "4"},
+        prompt=[],
+        output=[message],
+        status="completed",
+        error=None,
+        state=None,
+        session=None,
+        steps=1,
+        usage=Usage(),
+    )
+
+
+class Unit(enum.Enum):
+    C = "celsius"
+    F = "fahrenheit"
+
+
+class Place(BaseModel):
+    city: str
+    country: str = "NO"
+
+
+def test_a_schema_has_types_descriptions_defaults_and_nothing_made_up(env: Environment) -> None:
+    @env.tool
+    def look(
+        city: str,
+        days: Annotated[int, Field(ge=1, le=7)] = 1,
+        unit: Unit = Unit.C,
+        kind: Annotated[Literal["sky", "sea"], "what to look at"] = "sky",
+        tags: list[str] | None = None,
+    ) -> str:
+        """Look at a place.
+
+        It may rain.
+
+        Args:
+            city (str): English name,
+                as on a map
+            days: how far ahead
+        Returns:
+            what there is
+        """
+        return city
+
+    definition = env.spec().tools["look"].definition()
+    assert definition["description"].startswith("Look at a place.\n\nIt may rain.")
+    assert "English name" not in definition["description"]
+    schema = definition["parameters"]
+    assert schema["required"] == ["city"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert not any("title" in each for each in properties.values())
+    assert properties["city"] == {"type": "string", "description": "English name, as on a map"}
+    assert properties["days"]["maximum"] == 7
+    assert properties["days"]["description"] == "how far ahead"
+    assert properties["days"]["default"] == 1
+    assert properties["kind"]["enum"] == ["sky", "sea"]
+    assert properties["kind"]["description"] == "what to look at"
+    assert properties["tags"]["default"] is None
+
+
+async def test_arguments_reach_the_function_as_its_types(env: Environment) -> None:
+    @env.tool
+    async def look(places: list[Place], unit: Unit = Unit.C) -> Any:
+        return [(place.city, place.country) for place in places], unit
+
+    got = await run(env, "look", places=[{"city": "Oslo"}], unit="fahrenheit")
+    assert got == ([("Oslo", "NO")], Unit.F)
+    with pytest.raises(BadArguments, match=r"places\.0\.city: Field required"):
+        await run(env, "look", places=[{}])
+
+
+async def test_any_argument_name_works(env: Environment) -> None:
+    @env.tool
+    def odd(json: int, copy: int, model_config: int, schema: int = 4) -> int:
+        return json + copy + model_config + schema
+
+    assert await run(env, "odd", json=1, copy=2, model_config=3) == 10
+
+
+async def test_injected_arguments_are_hidden_from_the_model(env: Environment) -> None:
+    @env.setup
+    def start() -> dict[str, int]:
+        return {"n": 1}
+
+    @env.tool
+    def count(by: int, state: dict[str, int], task: Any, idempotency_key: str, session: Any) -> Any:
+        state["n"] += by
+        return idempotency_key
+
+    assert set(env.spec().tools["count"].parameters["properties"]) == {"by"}
+    state = {"n": 1}
+    assert await run(env, "count", state, by=2) == "key"
+    assert state == {"n": 3}
+    with pytest.raises(BadArguments, match="Extra inputs"):
+        await run(env, "count", state, by=2, idempotency_key="mine")
+
+
+async def test_sync_functions_run_off_the_loop_and_async_ones_on_it(env: Environment) -> None:
+    @env.tool
+    def off() -> int:
+        return threading.get_ident()
+
+    @env.tool
+    async def on() -> int:
+        return threading.get_ident()
+
+    assert await run(env, "off") != threading.get_ident()
+    assert await run(env, "on") == threading.get_ident()
+
+
+async def test_rewards_may_be_sync_or_async_and_have_names_and_weights(env: Environment) -> None:
+    @env.reward
+    def correct(rollout: Rollout) -> float:
+        return float(rollout.answer == rollout.task["expected_answer"])
+
+    @env.reward(weight=0.5, name="style")
+    async def judged(r: Rollout, ctx: VerifierContext) -> float:
+        return 0.25
+
+    rewards = env.spec().rewards
+    assert [(each.name, each.weight) for each in rewards] == [("correct", 1.0), ("style", 0.5)]
+    assert [await each.run(rollout("4"), NOBODY) for each in rewards] == [1.0, 0.25]
+
+
+def test_decorators_give_the_function_back(env: Environment) -> None:
+    @env.tool(effect="pure")
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double(4) == 8
+
+
+@dataclasses.dataclass
+class Board:
+    cells: list[tuple[int, int]]
+    names: set[str] = dataclasses.field(default_factory=set)
+
+
+async def test_state_comes_back_as_its_type(env: Environment) -> None:
+    @env.setup
+    def start(task: Any) -> Board:
+        return Board([(1, 2)], {str(task["name"])})
+
+    state = env.spec().state
+    assert state is not None
+    made = await state.setup({"name": "Ada"})
+    assert state.unpack(state.pack(made)) == Board([(1, 2)], {"Ada"})
+
+
+async def test_state_that_would_change_when_stored_is_refused(env: Environment) -> None:
+    @env.setup
+    def start() -> dict[str, Any]:
+        return {"seen": {1: "one"}}
+
+    state = env.spec().state
+    assert state is not None
+    with pytest.raises(ValueError, match=r"can't be stored as .*start is annotated"):
+        state.pack(await state.setup({}))
+    assert state.pack({"tuple": (1, 2)}) == b'{"tuple":[1,2]}'
+    with pytest.raises(ValueError, match="would come back as"):
+        state.pack({"nan": float("nan")})
+
+
+def _duplicate(env: Environment) -> None:
+    @env.tool(name="look")
+    def one() -> str:
+        return ""
+
+    @env.tool(name="look")
+    def two() -> str:
+        return ""
+
+
+def _unannotated(env: Environment) -> None:
+    @env.tool
+    def look(city) -> str:  # type: ignore[no-untyped-def]
+        return str(city)
+
+
+def _unknown_effect(env: Environment) -> None:
+    @env.tool(effect="twice")  # type: ignore[call-overload, untyped-decorator]
+    def look() -> str:
+        return ""
+
+
+def _unserialisable_argument(env: Environment) -> None:
+    @env.tool
+    def look(lock: threading.Event) -> str:
+        return ""
+
+
+def _unserialisable_state(env: Environment) -> None:
+    @env.setup
+    def start() -> threading.Event:
+        return threading.Event()
+
+
+def _untyped_state(env: Environment) -> None:
+    @env.setup
+    def start():  # type: ignore[no-untyped-def]
+        return {}
+
+
+def _no_function(env: Environment) -> None:
+    env.reward(0.5)  # type: ignore[call-overload]
+
+
+def _star_args(env: Environment) -> None:
+    @env.tool
+    def look(*cities: str) -> str:
+        return ""
+
+
+def _text_reward(env: Environment) -> None:
+    @env.reward
+    def correct(rollout: Rollout) -> str:
+        return "good"
+
+
+def _sync_judge(env: Environment) -> None:
+    @env.reward
+    def correct(rollout: Rollout, ctx: VerifierContext) -> float:
+        return 1.0
+
+
+def _sync_agent(env: Environment) -> None:
+    @env.agent
+    def agent(ctx: object, task: object) -> None: ...
+
+
+def _state_without_setup(env: Environment) -> None:
+    @env.tool
+    def look(state: dict[str, int]) -> str:
+        return ""
+
+
+def _another_state(env: Environment) -> None:
+    @env.setup
+    def start() -> dict[str, int]:
+        return {}
+
+    @env.tool
+    def look(state: Place) -> str:
+        return ""
+
+
+def _stale_docstring(env: Environment) -> None:
+    @env.tool
+    def look(city: str) -> str:
+        """Look.
+
+        Args:
+            town: where
+        """
+        return city
+
+
+def _no_time(env: Environment) -> None:
+    @env.tool(timeout_s=0)
+    def look() -> str:
+        return ""
+
+
+def _odd_tool_name(env: Environment) -> None:
+    @env.tool(name="look up")
+    def look() -> str:
+        return ""
+
+
+def _generator(env: Environment) -> None:
+    @env.tool
+    def look() -> Any:
+        yield 1
+
+
+def _load(declare: Callable[[Environment], None], env: Environment) -> None:
+    declare(env)
+    env.spec()
+
+
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        (_duplicate, "there is a tool 'look' already, at .*test_environment_api.py:.*: one"),
+        (_unannotated, "look: argument `city` has no type annotation; write for example"),
+        (_unknown_effect, "effect='twice' is unknown; use one of 'pure', 'idempotent', 'at_most"),
+        (_unserialisable_argument, "look: its arguments have no JSON form: .*Event"),
+        (_unserialisable_state, "start: its state .* can't be stored"),
+        (_untyped_state, "start: say what state it returns"),
+        (_no_function, "@env.reward takes a function, but got 0.5"),
+        (_star_args, r"look: takes `\*cities: str`"),
+        (_text_reward, "correct: a reward returns a float, not str"),
+        (_sync_judge, "takes `ctx` awaits it: make it `async def`"),
+        (_sync_agent, "an agent must be `async def`"),
+        (_state_without_setup, "takes `state`, but there is no @env.setup"),
+        (_another_state, "takes `state: Place`, but .* returns `dict"),
+        (_stale_docstring, "the docstring describes an argument `town` that it does not take"),
+        (_no_time, "timeout_s=0 is not a number above 0"),
+        (_odd_tool_name, "'look up' can't name a tool"),
+        (_generator, "must return its value, not yield it"),
+    ],
+)
+def test_a_mistake_is_named_when_the_file_is_loaded(
+    env: Environment, declare: Callable[[Environment], None], said: str
+) -> None:
+    with pytest.raises(InvalidEnvironment, match=said) as caught:
+        _load(declare, env)
+    assert "test_environment_api.py" in str(caught.value) or declare is _no_function
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": "My Env"}, "'My Env' can't name an environment"),
+        ({"reward_range": (1, 0)}, "is not .low, high. with low < high"),
+        ({"reward_range": (0, float("nan"))}, "is not .low, high."),
+        ({"examples": ["hello"]}, r"examples\[0\] is no Responses item"),
+    ],
+)
+def test_an_environment_checks_what_it_is_made_of(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidEnvironment, match=said):
+        Environment(**({"name": "test"} | wrong))
