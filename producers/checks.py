@@ -30,6 +30,20 @@ SHOWN_PROBLEMS: Final = 20
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text} is too large")
+
+
+#: Built once: a decoder for each of ten million rows would cost more than the decoding.
+_STRICT: Final = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
 def _item(value: object) -> object:
     if not isinstance(value, dict) or not ("type" in value or "role" in value):
         raise ValueError("an item is an object with a `type` or a `role`")
@@ -176,7 +190,7 @@ def task_row(raw: bytes) -> bytes:
 def parse(raw: bytes) -> dict[str, Any]:
     """Read a row strictly: UTF-8, JSON without NaN, an object. Raises BadRow."""
     try:
-        row = json.loads(raw.decode(), parse_constant=_no_constant, parse_float=_finite)
+        row = _STRICT.decode(raw.decode())
     except UnicodeDecodeError as e:
         raise BadRow(f"not UTF-8 at byte {e.start}") from e
     except json.JSONDecodeError as e:
@@ -317,16 +331,6 @@ def _in_words(error: ValidationError) -> str:
 
 def _is_branch(part: str | int) -> bool:
     return isinstance(part, str) and (part in {"str", "float"} or "[" in part)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    if math.isfinite(number := float(text)):
-        return number
-    raise ValueError(f"{text} is too large")
 
 
 def _encodable(row: object) -> None:
