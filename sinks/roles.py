@@ -6,8 +6,10 @@ from pathlib import Path
 
 from broker.base import Broker
 from broker.journal.base import Journal, RunProgress, Runs
-from broker.topology import SINK_SHARDS, run_results_queue, sink_queue
+from broker.serve import serve
+from broker.topology import SINK_SHARDS, kept_queue, run_results_queue, sink_queue
 from sinks.base import Output
+from sinks.dead_letters import dead_letter_source
 from sinks.parts import OtherGeneration, PartFiles
 from sinks.worker import PROBE_S, RECONCILE_S, Batching, OnCommitted, Place, SinkWorker
 
@@ -42,8 +44,11 @@ async def collect_into(
         reconcile_s=reconcile_s,
         probe_s=probe_s,
     )
+    queues = [(run_results_queue("collect", run), ours.shard)]
     try:
-        await worker.run([(run_results_queue("collect", run), ours.shard)], stop, adopt=[ours])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(settle_dead_letters(broker, journal, stop=stop))
+            await worker.run(queues, stop, adopt=[ours])
     finally:
         output.close()
 
@@ -60,6 +65,7 @@ async def write_all_runs(
     compress: bool = True,
     reconcile_s: float = RECONCILE_S,
     probe_s: tuple[float, float] = PROBE_S,
+    on_committed: OnCommitted | None = None,
 ) -> None:
     """Write every run's results into ROOT/<run>/ until `stop`. Raises as `SinkWorker.run`."""
 
@@ -76,11 +82,20 @@ async def write_all_runs(
         runs,
         open_parts,
         batching=batching,
+        on_committed=on_committed,
         find_outputs=find,
         reconcile_s=reconcile_s,
         probe_s=probe_s,
     )
-    await worker.run([(sink_queue(shard), str(shard)) for shard in shards], stop)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(settle_dead_letters(broker, journal, stop=stop))
+        await worker.run([(sink_queue(shard), str(shard)) for shard in shards], stop)
+
+
+async def settle_dead_letters(broker: Broker, journal: Journal, *, stop: asyncio.Event) -> None:
+    """What every sink process does besides: account for what nobody could handle."""
+    await broker.declare([kept_queue()])
+    await serve(broker, [dead_letter_source(broker, journal)], stop=stop)
 
 
 def _open_parts(root: Path, place: Place, compress: bool) -> PartFiles:
