@@ -194,9 +194,10 @@ def _row(part: EnvironmentSummary, passes: Mapping[int, float], ks: Sequence[int
 
 
 def _shown(most: int) -> list[int]:
-    """1, 2, 4, ... and the largest: more columns help nobody."""
-    powers = [1 << i for i in range(most.bit_length())]
-    return sorted({k for k in (*powers, most) if 0 < k <= most})
+    """All up to 4; beyond that 1, 4, 16, ... and the largest: more columns fit no terminal."""
+    if most <= 4:
+        return list(range(1, most + 1))
+    return sorted({k for k in (1, 4, 16, 64, 256, most) if k <= most})
 
 
 def _decimal(value: float | None) -> str:
