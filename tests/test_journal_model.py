@@ -231,7 +231,7 @@ def profile(examples: int) -> settings:
 
 
 def test_no_history_breaks_the_memory_journal() -> None:
-    run_state_machine_as_test(Rollout, settings=profile(300))
+    run_state_machine_as_test(Rollout, settings=profile(150))
 
 
 def test_no_history_breaks_the_sqlite_journal() -> None:
