@@ -20,19 +20,15 @@ from broker.serve import serve
 from broker.topology import (
     LANES,
     QueueSpec,
-    dead_queue,
-    kept_queue,
     ladder_queues,
     model_queue,
     run_results_queue,
-    task_queue,
     tool_queue,
-    verify_queue,
 )
 from producers import bitmap
 from producers.checks import CheckReport, check, good_lines
 from producers.datasets import BadDataset, is_stream, spool
-from producers.publisher import Instance, Publisher, remaining
+from producers.publisher import Instance, Publisher, queues_for, remaining
 from producers.run_record import OpenedRun, RunConflict, RunSpec, open_run
 from sinks.base import Output
 from sinks.roles import collect_into
@@ -251,13 +247,10 @@ def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> 
 
 def run_queues(task: Task) -> list[QueueSpec]:
     """All queues that a run's messages need, so that none of them is ever unroutable."""
-    queues = [task_queue(lane, task.environment) for lane in LANES]
-    queues += [model_queue(lane, task.model) for lane in LANES]
-    queues += [tool_queue(task.environment), verify_queue(task.environment)]
-    queues += [run_results_queue(who, task.run) for who in task.audiences if who != "sink"]
-    for stage in ("task", "model", "tool", "verify"):
-        queues += ladder_queues(stage)
-    return [*queues, dead_queue(), kept_queue()]
+    calls = [model_queue(lane, task.model) for lane in LANES]
+    waits = [*ladder_queues("model"), *ladder_queues("tool")]
+    own = queues_for(task.environment, task.run, task.audiences)
+    return [*own, *calls, tool_queue(task.environment), *waits]
 
 
 def _instances(collection: Collection, *, embedded: bool) -> Iterator[Instance]:

@@ -1,1 +1,1 @@
-"""What each command does: one module per command, with `async def run(options, settings)`."""
+"""One file per command: `async def run(options, settings) -> int`."""

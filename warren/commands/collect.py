@@ -13,15 +13,15 @@ async def run(options: CollectOptions, settings: Settings) -> int:
     """Collect, show what it came to, and say whether too much failed."""
     environment = load_environment(options.environment)
     summary = await collect(options, settings, environment)
-    show(summary, options)
+    show(summary, quiet=options.quiet, as_json=options.json)
     return exit_code(summary, options)
 
 
-def show(summary: RunSummary, options: RunOptions) -> None:
+def show(summary: RunSummary, *, quiet: bool, as_json: bool) -> None:
     """The table for people, the JSON object for programs: the last line of stdout."""
-    if options.json:
+    if as_json:
         sys.stdout.write(summary.to_json() + "\n")
-    elif not options.quiet:
+    elif not quiet:
         sys.stdout.write(summary.table() + "\n")
 
 

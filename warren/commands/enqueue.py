@@ -18,7 +18,6 @@ from broker.errors import UsageError
 from broker.journal.base import RunInfo, RunProgress
 from broker.messages import Task
 from broker.names import is_name
-from broker.topology import SINK_SHARDS, sink_queue
 from producers import bitmap
 from producers.checks import CheckReport, good_lines
 from producers.publisher import Publisher, remaining
@@ -83,7 +82,7 @@ async def _enqueue(
         at.broker,
         at.runs,
         task,
-        queues=[*run_queues(task), *(sink_queue(shard) for shard in range(SINK_SHARDS))],
+        queues=run_queues(task),
         window=(options.window or _WAIT_WINDOW) if options.wait else options.window,
         published_before=sum(bitmap.count(bits) for bits in known),
     )
@@ -98,7 +97,7 @@ async def _enqueue(
             polling.cancel()
     if options.wait:
         summary = await waiting.summary()
-        show(summary, options)
+        show(summary, quiet=options.quiet, as_json=options.json)
         return exit_code(summary, options)
     _tell(options, task.run, published.count)
     return EXIT_OK
