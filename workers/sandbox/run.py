@@ -231,7 +231,7 @@ def _passed(first_pid: int, limits: Limits) -> KilledBy | None:
         return None
     if usage.cpu_s > limits.cpu_s:
         return "cpu"
-    if len(usage.processes) > limits.processes:
+    if len(usage.pids) > limits.processes + 1:
         return "processes"
     too_much = usage.memory_bytes > limits.memory_bytes
     if too_much and shared_once_bytes(first_pid, usage) > limits.memory_bytes:

@@ -13,14 +13,15 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All processes together, without the sandbox's first one, which is ours."""
+    """All processes together. The first one, which waits for the others, is bwrap's; but where it
+    has the program's uid, the program could make it its own."""
 
     cpu_s: float
     """Includes processes that have ended."""
     memory_bytes: int
     """Resident; what several processes share counts in each."""
-    processes: tuple[int, ...]
-    """Their pids as the sandbox sees them."""
+    pids: tuple[int, ...]
+    """As the sandbox sees them, the first one included."""
 
 
 def read_usage(first_pid: int) -> Usage | None:
@@ -35,14 +36,14 @@ def read_usage(first_pid: int) -> Usage | None:
     cpu_s, memory = 0.0, 0
     for pid in pids:
         cpu_s += _cpu_s(f"{proc}/{pid}/stat")
-        memory += _resident_bytes(f"{proc}/{pid}/statm") if pid != 1 else 0
-    return Usage(cpu_s, memory, tuple(pid for pid in pids if pid != 1))
+        memory += _resident_bytes(f"{proc}/{pid}/statm")
+    return Usage(cpu_s, memory, pids)
 
 
 def shared_once_bytes(first_pid: int, usage: Usage) -> int:
     """Memory with shared pages counted once; slower. Falls back on what `usage` says."""
     proc = f"/proc/{first_pid}/root/proc"
-    sizes = [_proportional_bytes(f"{proc}/{pid}/smaps_rollup") for pid in usage.processes]
+    sizes = [_proportional_bytes(f"{proc}/{pid}/smaps_rollup") for pid in usage.pids]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else usage.memory_bytes
 
