@@ -25,6 +25,8 @@ class Proxy:
         """Every chunk waits this long, in both directions."""
         self.cut_after_bytes: int | None = None
         """Each connection is cut once the client has sent so many bytes; None for never."""
+        self.more_bytes_each_time = 0
+        """By how much every connection raises that for the next one: a cut at every stair."""
         self.refuse = False
         """New connections are closed at once."""
         self.connections = 0
@@ -62,10 +64,13 @@ class Proxy:
         if self.refuse:
             writer.transport.abort()
             return
+        limit = self.cut_after_bytes
+        if limit is not None:
+            self.cut_after_bytes = limit + self.more_bytes_each_time
         with contextlib.suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             with self._both(writer, far_writer):
-                up = asyncio.create_task(self._up(reader, far_writer))
+                up = asyncio.create_task(self._up(reader, far_writer, limit))
                 down = asyncio.create_task(self._down(far_reader, writer))
                 try:
                     await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,12 +90,13 @@ class Proxy:
             for writer in writers:
                 writer.transport.abort()
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _up(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None
+    ) -> None:
         sent = 0
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 await self._pass()
-                limit = self.cut_after_bytes
                 keep = data if limit is None else data[: max(0, limit - sent)]
                 writer.write(keep)
                 await writer.drain()

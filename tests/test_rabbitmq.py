@@ -1,0 +1,305 @@
+"""What only RabbitMQ can do to us: cuts at any byte, dead channels, alarms, a killed server."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pamqp.commands import Basic
+
+from broker import topology
+from broker.base import Broker, Outgoing
+from broker.errors import BrokerError, BrokerLost, Unreachable, Unroutable
+from broker.rabbitmq import RabbitBroker, parse_urls
+from broker.topology import QueueSpec
+from tests.conftest import Names
+from tests.support.hand import Hand, until
+from tests.support.ports import free_port
+from tests.support.proxy import Proxy, proxy_to
+from tests.support.services import Container, RabbitProcess
+
+
+@pytest.fixture
+def url(rabbitmq: Any) -> str:
+    text: str = rabbitmq.url
+    return text
+
+
+@pytest.fixture
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    first = parse_urls(url)[0]
+    async with proxy_to(str(first.host), int(first.port or 5672)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def direct(url: str) -> AsyncIterator[RabbitBroker]:
+    broker = await RabbitBroker.connect(url)
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+async def proxied(url: str, proxy: Proxy) -> AsyncIterator[RabbitBroker]:
+    broker = await RabbitBroker.connect(proxy.url(url))
+    yield broker
+    proxy.resume()
+    await broker.close()
+
+
+@pytest.fixture
+async def queue(direct: RabbitBroker, fresh_names: Names) -> QueueSpec:
+    queue = topology.verify_queue(fresh_names.environment)
+    await direct.declare([queue])
+    return queue
+
+
+def to(queue: QueueSpec, body: bytes = b"x") -> Outgoing:
+    return Outgoing(queue.bindings[0].exchange.name, queue.bindings[0].key, body, "trajectory.v1")
+
+
+async def publish_all(broker: Broker, queue: QueueSpec, bodies: list[bytes]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for body in bodies:
+            group.create_task(broker.publish(to(queue, body)))
+
+
+async def everything_in(broker: Broker, queue: QueueSpec, wanted: set[bytes]) -> None:
+    """Take from the queue until all of these have come. A message may come twice."""
+    hand, came = Hand(), set[bytes]()
+    async with broker.consume(queue.name, 300, hand.take):
+        while not wanted <= came:
+            came |= set(await hand.next_bodies(1))
+
+
+@pytest.mark.parametrize("step", [197, 1_013, 4_099])
+async def test_publishing_through_cuts_after_every_k_bytes_loses_nothing(
+    proxy: Proxy, direct: RabbitBroker, url: str, queue: QueueSpec, step: int
+) -> None:
+    bodies = [b"%d-" % i + bytes(100) for i in range(200)]
+    broker = await RabbitBroker.connect(proxy.url(url))
+    proxy.cut_after_bytes, proxy.more_bytes_each_time = 600, step
+    proxy.cut()
+    await publish_all(broker, queue, bodies)
+    assert broker.reconnects > 3
+    await broker.close()
+    await everything_in(direct, queue, set(bodies))
+
+
+async def test_a_confirm_that_is_lost_makes_us_publish_again(
+    proxy: Proxy, proxied: RabbitBroker, direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    proxy.lose_next_answer()
+    await proxied.publish(to(queue, b"sure"))
+    assert proxied.reconnects > 0
+    await everything_in(direct, queue, {b"sure"})
+
+
+async def test_publishes_that_are_cancelled_at_random_never_get_another_ones_confirm(
+    proxy: Proxy, proxied: RabbitBroker, direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    dice = random.Random(7)
+    sure: set[bytes] = set()
+
+    async def one(body: bytes) -> None:
+        try:
+            async with asyncio.timeout(dice.choice([0.0, 0.001, 0.005, 5.0])):
+                await proxied.publish(to(queue, body))
+            sure.add(body)
+        except TimeoutError:
+            pass
+
+    async def unroutable() -> None:
+        with pytest.raises(Unroutable):
+            await proxied.publish(Outgoing(topology.VERIFY.name, "nobody", b"x"))
+
+    for round_ in range(6):
+        async with asyncio.TaskGroup() as group:
+            for i in range(100):
+                group.create_task(one(b"%d.%d" % (round_, i)))
+            group.create_task(unroutable())
+            if round_ % 2:
+                group.create_task(asyncio.to_thread(lambda: None)).add_done_callback(
+                    lambda _: proxy.cut()
+                )
+    await everything_in(direct, queue, sure)
+
+
+async def test_a_stalled_connection_is_given_up_and_replaced(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), heartbeat_s=1)
+    proxy.stall()
+    publishing = asyncio.create_task(broker.publish(to(queue)))
+    await until(_returns(lambda: not broker.connected))
+    proxy.cut()
+    proxy.resume()
+    await publishing
+    assert broker.connected
+    await broker.close()
+
+
+async def test_closing_takes_less_than_a_second_even_when_nothing_answers(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url))
+    others = asyncio.all_tasks()
+    proxy.stall()
+    publishing = asyncio.create_task(broker.publish(to(queue)))
+    await asyncio.sleep(0)
+    began = time.monotonic()
+    await broker.close()
+    assert time.monotonic() - began < 1.0
+    with pytest.raises(BrokerError):
+        await publishing
+    assert asyncio.all_tasks() <= others
+
+
+async def test_patience_ends(proxy: Proxy, url: str, queue: QueueSpec) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5)
+    proxy.refuse = True
+    proxy.cut()
+    with pytest.raises(BrokerLost):
+        await broker.publish(to(queue))
+    with pytest.raises(BrokerLost):
+        await broker.depth(queue.name)
+    await broker.close()
+
+
+async def test_latency_does_not_bound_throughput(
+    proxy: Proxy, proxied: RabbitBroker, queue: QueueSpec
+) -> None:
+    proxy.delay_s = 0.1
+    began = time.monotonic()
+    await publish_all(proxied, queue, [b"%d" % i for i in range(500)])
+    assert time.monotonic() - began < 5  # one by one it would be 100 s
+
+
+async def test_a_consumer_whose_channel_the_broker_closes_is_restored(
+    direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    hand = Hand()
+    async with direct.consume(queue.name, 1, hand.take):
+        await direct.publish(to(queue, b"1"))
+        held = await hand.next()
+        (consumer,) = direct._consumers
+        assert consumer.channel is not None
+        unknown = Basic.Ack(delivery_tag=99)
+        consumer.channel.say(unknown)  # which makes the broker close the channel
+        again = await hand.next()
+        assert (again.body, again.redelivered) == (b"1", True)
+        assert not held.live
+        again.ack()
+
+
+async def test_a_queue_that_an_operator_deletes_comes_back_with_its_consumer(
+    direct: RabbitBroker, proxied: RabbitBroker, queue: QueueSpec
+) -> None:
+    hand = Hand()
+    async with direct.consume(queue.name, 1, hand.take):
+        await proxied.delete(queue.name)
+        await until(lambda: _exists(proxied, queue), deadline_s=10)
+        await proxied.publish(to(queue, b"again"))
+        assert await hand.next_bodies(1) == [b"again"]
+
+
+async def _exists(broker: Broker, queue: QueueSpec) -> bool:
+    return (depth := await broker.depth(queue.name)) is not None and depth.consumers == 1
+
+
+async def test_nobody_listening_is_said_with_the_masked_url() -> None:
+    port = free_port()
+    with pytest.raises(Unreachable) as raised:
+        await RabbitBroker.connect(f"amqp://me:s3cret@127.0.0.1:{port}/")
+    assert f"127.0.0.1:{port}" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+    assert "running" in str(raised.value)
+
+
+async def test_a_wrong_password_is_said_without_it(url: str) -> None:
+    wrong = str(parse_urls(url)[0].with_user("guest").with_password("s3cret"))
+    with pytest.raises(Unreachable, match="refuses us") as raised:
+        await RabbitBroker.connect(wrong)
+    assert "s3cret" not in str(raised.value)
+
+
+async def test_an_unknown_virtual_host_is_said(url: str) -> None:
+    with pytest.raises(Unreachable, match="virtual host"):
+        await RabbitBroker.connect(str(parse_urls(url)[0].with_path("/nowhere")))
+
+
+async def test_the_second_of_two_hosts_is_used_when_the_first_is_down(url: str) -> None:
+    broker = await RabbitBroker.connect(f"amqp://guest:guest@127.0.0.1:{free_port()},{url}")
+    assert broker.connected
+    await broker.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://host/", "amqp://", "amqps://host/?no_verify_ssl=1", "amqp://h:x/"]
+)
+def test_a_url_that_cannot_work_is_refused(text: str) -> None:
+    with pytest.raises(Unreachable):
+        parse_urls(text)
+
+
+def test_what_a_later_host_leaves_out_it_has_from_the_first() -> None:
+    urls = [str(u) for u in parse_urls("amqp://u:p@a:1,b:2,amqps://v:q@c/prod")]
+    assert urls == ["amqp://u:p@a:1/prod", "amqp://u:p@b:2/prod", "amqps://v:q@c/prod"]
+
+
+async def test_a_broker_that_is_killed_and_started_again_loses_nothing_confirmed(
+    killable_rabbitmq: RabbitProcess | Container, fresh_names: Names
+) -> None:
+    queue = topology.verify_queue(fresh_names.environment)
+    broker = await RabbitBroker.connect(killable_rabbitmq.url, patience_s=60)
+    await broker.declare([queue])
+    hand = Hand()
+    async with broker.consume(queue.name, 1, hand.take):
+        await broker.publish(to(queue, b"held"))
+        held = await hand.next()
+        await publish_all(broker, queue, [b"%d" % i for i in range(50)])
+        # RabbitMQ 3.10 writes a new quorum queue's registration down within half a second; one
+        # killed before that loses the queue whatever it confirmed. Not ours to fix.
+        await asyncio.sleep(1.0)
+        killable_rabbitmq.kill()
+        late = asyncio.create_task(publish_all(broker, queue, [b"late-%d" % i for i in range(20)]))
+        await asyncio.to_thread(killable_rabbitmq.restart)
+        await late
+        assert not held.live
+        wanted = {b"held"} | {b"%d" % i for i in range(50)} | {b"late-%d" % i for i in range(20)}
+        came: set[bytes] = set()
+        while not wanted <= came:
+            came |= set(await hand.next_bodies(1))
+    await broker.close()
+
+
+async def test_a_memory_alarm_holds_publishes_back_and_lets_consumers_go_on(
+    killable_rabbitmq: RabbitProcess | Container, fresh_names: Names
+) -> None:
+    queue = topology.verify_queue(fresh_names.environment)
+    broker = await RabbitBroker.connect(killable_rabbitmq.url, patience_s=1.0, heartbeat_s=2)
+    await broker.declare([queue])
+    await publish_all(broker, queue, [b"before"] * 5)
+    alarm = ("set_vm_memory_high_watermark", "absolute")
+    await asyncio.to_thread(killable_rabbitmq.ctl, *alarm, "1MB")
+    waiting = asyncio.create_task(publish_all(broker, queue, [b"during"] * 20))
+    await until(_returns(lambda: not broker.connected))
+    hand = Hand()
+    async with broker.consume(queue.name, 2, hand.take):
+        assert await hand.next_bodies(5) == [b"before"] * 5
+        await asyncio.wait({waiting}, timeout=2.0)  # longer than our patience
+        assert not waiting.done()
+        await asyncio.to_thread(killable_rabbitmq.ctl, *alarm, "2GB")
+        await waiting
+        assert set(await hand.next_bodies(20)) == {b"during"}
+    assert broker.reconnects == 0
+    await broker.close()
+
+
+def _returns(condition: Any) -> Any:
+    async def ask() -> bool:
+        return bool(condition())
+
+    return ask
