@@ -1,301 +1,221 @@
 """What every output promises: each rollout one durable row, whatever arrives and whoever dies."""
 
-import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sinks.base import OutputBroken, OutputFull, OutputRefused
+from sinks.audit import Report, audit
+from sinks.base import Output, OutputBroken, OutputFull, OutputRefused
 from sinks.files import Disk
-from sinks.jsonl import JsonlFile, remove_failed
+from sinks.jsonl import JsonlFile
+from sinks.parquet import ParquetFile
+from sinks.parts import PartFiles
 from sinks.rows import Row, row_for
 from tests.support.disks import FaultyDisk
+from tests.support.processes import run_python
 from tests.support.rollouts import failed, result
 
-Open = Callable[..., JsonlFile]
+Open = Callable[[Path, Disk | None], Output]
 
 
-def rows(*ids: int, repeat: int = 0) -> list[Row]:
-    return [row_for(result(i, repeat)) for i in ids]
+def _jsonl(path: Path, disk: Disk | None) -> Output:
+    return JsonlFile(path.with_suffix(".jsonl"), run="run-a", disk=disk)
 
 
-def ids_in(path: Path) -> list[int]:
-    return [json.loads(line)["warren"]["task_index"] for line in path.read_bytes().splitlines()]
+def _apart(path: Path, disk: Disk | None) -> Output:
+    failures = path.with_suffix(".failures.jsonl")
+    return JsonlFile(path.with_suffix(".jsonl"), failures=failures, run="run-a", disk=disk)
 
 
-def test_rows_are_written_once(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path)
-    assert [r.task_index for r in output.commit(rows(1, 2, 1))] == [1, 2]
-    assert [r.task_index for r in output.commit(rows(2, 3))] == [3]
-    output.close()
-    again = JsonlFile(path)
-    assert again.commit(rows(1, 2, 3)) == []
-    assert sorted(again.ids) == [(1, 0), (2, 0), (3, 0)]
-    assert again.totals.completed == 3
-    assert again.totals == output.totals
-    again.close()
-    assert ids_in(path) == [1, 2, 3]
+def _parts(path: Path, disk: Disk | None) -> Output:
+    return PartFiles(path, run="run-a", generation="g1", disk=disk)
 
 
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    first = JsonlFile(tmp_path / "x.jsonl")
-    with pytest.raises(OutputRefused, match="another process"):
-        JsonlFile(tmp_path / "x.jsonl")
-    first.close()
-    JsonlFile(tmp_path / "x.jsonl").close()
+def _plain(path: Path, disk: Disk | None) -> Output:
+    return PartFiles(path, run="run-a", generation="g1", compress=False, disk=disk)
 
 
-def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    whole = b"".join(row.data + b"\n" for row in rows(1, 2))
-    second = len(rows(1)[0].data) + 1
-    for cut in (second + 1, second + 500, len(whole) - 2):
-        path.write_bytes(whole[:cut])
-        output = JsonlFile(path)
-        assert list(output.ids) == [(1, 0)]
-        assert [r.task_index for r in output.commit(rows(1, 2))] == [2]
+def _parquet(path: Path, disk: Disk | None) -> Output:
+    return ParquetFile(path.with_suffix(".parquet"), run="run-a", disk=disk)
+
+
+KINDS: Final[dict[str, Open]] = {
+    "jsonl": _jsonl,
+    "apart": _apart,
+    "parts": _parts,
+    "plain": _plain,
+    "parquet": _parquet,
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    name = request.param
+    assert isinstance(name, str)
+    return name
+
+
+def checked(kind: str, path: Path, expected: Sequence[tuple[int, int]] | None = None) -> Report:
+    where = {
+        "jsonl": path.with_suffix(".jsonl"),
+        "apart": path.with_suffix(".jsonl"),
+        "parquet": path.with_suffix(".parquet"),
+    }.get(kind, path)
+    failures = path.with_suffix(".failures.jsonl") if kind == "apart" else None
+    return audit(where, failures=failures, expected=expected)
+
+
+def rows(*ids: int) -> list[Row]:
+    return [row_for(result(i)) for i in ids]
+
+
+def test_each_rollout_is_written_once_over_restarts(kind: str, tmp_path: Path) -> None:
+    for _ in range(3):
+        output = KINDS[kind](tmp_path / "x", None)
+        known = len(output.ids)
+        new = output.commit(rows(1, 2, 1, 3)) + output.commit(rows(3, 2))
+        assert len(new) == 3 - known
+        assert sorted(output.ids) == [(1, 0), (2, 0), (3, 0)]
+        assert (output.totals.completed, output.totals.rewarded) == (3, 3)
         output.close()
-        assert path.read_bytes() == whole
+        output.close()
+    report = checked(kind, tmp_path / "x", [(1, 0), (2, 0), (3, 0)])
+    assert report.problems == ()
+    assert (report.rows, report.totals.completed) == (3, 3)
 
 
-def test_a_last_row_that_only_lost_its_newline_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(rows(1)[0].data)
-    output = JsonlFile(path)
-    assert output.commit(rows(1)) == []
+def test_nothing_is_written_for_an_empty_batch(kind: str, tmp_path: Path) -> None:
+    output = KINDS[kind](tmp_path / "x", None)
+    assert output.commit([]) == []
     output.close()
-    assert path.read_bytes() == rows(1)[0].data + b"\n"
+    assert checked(kind, tmp_path / "x", []).ok
 
 
-def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(rows(1)[0].data + b"\n" + b'{"a": "' + b"x" * 300_000)
-    JsonlFile(path).close()
-    assert ids_in(path) == [1]
-
-
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b'{"reward": 1.0}', b"\x00\x00"])
-def test_a_malformed_line_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / "x.jsonl"
-    one, two = rows(1, 2)
-    before = b"\n".join([one.data, line, two.data, b""])
-    path.write_bytes(before)
-    with pytest.raises(OutputRefused, match=r"x\.jsonl:2: "):
-        JsonlFile(path)
-    assert path.read_bytes() == before
-
-
-def test_another_runs_rows_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path, run="run-a")
-    output.commit(rows(1))
+def test_another_runs_output_is_refused(kind: str, tmp_path: Path) -> None:
+    output = KINDS[kind](tmp_path / "x", None)
+    output.commit([row_for(result(1, run="run-b"))])
     output.close()
-    with pytest.raises(OutputRefused, match="belongs to run 'run-a'"):
-        JsonlFile(path, run="run-b")
+    with pytest.raises(OutputRefused, match="run-b"):
+        KINDS[kind](tmp_path / "x", None)
 
 
 @pytest.mark.parametrize("fault", ["short", "enospc", "fsync enospc"])
-def test_a_full_disk_leaves_nothing_of_the_batch(tmp_path: Path, fault: str) -> None:
+def test_a_full_disk_is_said_and_nothing_is_lost(kind: str, fault: str, tmp_path: Path) -> None:
     disk = FaultyDisk()
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path, disk=disk)
+    output = KINDS[kind](tmp_path / "x", disk)
     output.commit(rows(1))
     disk.fail_next(fault)
     with pytest.raises(OutputFull):
-        output.commit(rows(2, 3))
-    assert ids_in(path) == [1]
-    assert [r.task_index for r in output.commit(rows(2, 3))] == [2, 3]
+        output.commit(rows(1, 2, 3))
+    assert sorted(output.ids) == [(1, 0)]
+    assert len(output.commit(rows(1, 2, 3))) == 2
     output.close()
-    assert ids_in(path) == [1, 2, 3]
+    assert checked(kind, tmp_path / "x", [(1, 0), (2, 0), (3, 0)]).problems == ()
 
 
-@pytest.mark.parametrize("fault", ["eio", "fsync eio", "short, truncate eio"])
-def test_a_broken_disk_is_a_crash_and_the_file_is_repaired_at_the_next_start(
-    tmp_path: Path, fault: str
-) -> None:
+@pytest.mark.parametrize("fault", ["eio", "fsync eio"])
+def test_after_a_broken_disk_a_new_process_goes_on(kind: str, fault: str, tmp_path: Path) -> None:
     disk = FaultyDisk()
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path, disk=disk)
+    output = KINDS[kind](tmp_path / "x", disk)
     output.commit(rows(1))
-    disk.fail_next(*fault.split(", "))
+    disk.fail_next(fault)
     with pytest.raises(OutputBroken):
         output.commit(rows(2, 3))
     output.close()
-    again = JsonlFile(path)
+    again = KINDS[kind](tmp_path / "x", None)
     again.commit(rows(1, 2, 3))
     again.close()
-    assert ids_in(path) == [1, 2, 3]
+    assert checked(kind, tmp_path / "x", [(1, 0), (2, 0), (3, 0)]).problems == ()
 
 
-def test_a_file_that_is_deleted_meanwhile_is_noticed(tmp_path: Path) -> None:
-    output = JsonlFile(tmp_path / "x.jsonl")
-    (tmp_path / "x.jsonl").unlink()
-    with pytest.raises(OutputBroken, match="deleted"):
-        output.commit(rows(1))
-    output.close()
-
-
-def test_a_file_that_somebody_else_changes_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path)
-    output.commit(rows(1))
-    with path.open("ab") as other:
-        other.write(b"junk")
-    with pytest.raises(OutputBroken, match="somebody else"):
-        output.commit(rows(2))
-    output.close()
-
-
-def test_a_really_full_disk_loses_nothing(tmp_path: Path) -> None:
-    code = """
-import resource, sys
-from pathlib import Path
-from sinks.base import OutputFull
-from sinks.jsonl import JsonlFile
-from tests.support.rollouts import result
-from sinks.rows import row_for
-path = Path(sys.argv[1])
-batch = [row_for(result(i)) for i in range(5)]
-output = JsonlFile(path)
-output.commit(batch[:2])
-size = path.stat().st_size
-resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
-try:
-    output.commit(batch[2:])
-except OutputFull:
-    assert path.stat().st_size == size
-else:
-    raise SystemExit("written into a full disk")
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert len(output.commit(batch)) == 3
-"""
-    run_python(code, tmp_path / "x.jsonl")
-    assert ids_in(tmp_path / "x.jsonl") == [0, 1, 2, 3, 4]
-
-
-def run_python(code: str, *args: object, expect: int = 0) -> None:
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], timeout=60, capture_output=True, text=True
-    )
-    assert done.returncode == expect, done.stderr
-
-
-def test_failed_rows_in_a_file_of_their_own_give_way_to_good_ones(tmp_path: Path) -> None:
-    path, failures = tmp_path / "x.jsonl", tmp_path / "x_failures.jsonl"
-    output = JsonlFile(path, failures=failures)
-    output.commit([row_for(failed(1)), row_for(failed(2)), *rows(3)])
-    assert (ids_in(path), ids_in(failures)) == ([3], [1, 2])
-    assert output.commit([row_for(failed(1)), row_for(failed(3))]) == []
-    assert [r.task_index for r in output.commit(rows(1))] == [1]
-    assert len(output.ids) == 3
-    assert (output.totals.completed, output.totals.failed) == (2, 1)
-    totals = output.totals
-    output.close()
-    again = JsonlFile(path, failures=failures)
-    assert again.commit([*rows(1, 3), row_for(failed(2))]) == []
-    assert (again.totals.completed, again.totals.failed) == (2, 1)
-    assert again.totals.failed_by_kind == totals.failed_by_kind == {"tool": 1}
-    again.close()
-
-
-def test_a_failed_row_inline_is_final(tmp_path: Path) -> None:
-    output = JsonlFile(tmp_path / "x.jsonl")
-    output.commit([row_for(failed(1))])
-    assert output.commit(rows(1)) == []
-    output.close()
-    apart = JsonlFile(tmp_path / "x.jsonl", failures=tmp_path / "f.jsonl")
-    assert apart.commit(rows(1)) == []
-    apart.close()
-
-
-def test_inline_failed_rows_can_be_taken_out_to_be_run_again(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    output = JsonlFile(path)
-    output.commit([*rows(1), row_for(failed(2)), *rows(3)])
-    with pytest.raises(OutputRefused):
-        remove_failed(path)
-    output.close()
-    assert remove_failed(path) == 1
-    assert ids_in(path) == [1, 3]
-    again = JsonlFile(path)
-    assert [r.task_index for r in again.commit(rows(2))] == [2]
-    again.close()
-
-
-@pytest.mark.parametrize("place", ["sink.before_write", "sink.after_fsync"])
-def test_a_collector_killed_at_a_commit_goes_on_without_loss(tmp_path: Path, place: str) -> None:
-    code = """
-import sys
-from pathlib import Path
-from broker import crashpoints
-from sinks.jsonl import JsonlFile
-from sinks.rows import row_for
-from tests.support.rollouts import result
-crashpoints.arm(sys.argv[2])
-output = JsonlFile(Path(sys.argv[1]))
-for batch in range(3):
-    output.commit([row_for(result(batch * 2 + i)) for i in range(2)])
-"""
-    path = tmp_path / "x.jsonl"
-    run_python(code, path, f"{place}:2", expect=137)
-    output = JsonlFile(path)
-    output.commit(rows(*range(6)))
-    output.close()
-    assert ids_in(path) == list(range(6))
-
-
-Batches = st.lists(
-    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.booleans()), max_size=6),
-    max_size=6,
+PLACES: Final = (
+    "sink.before_write",
+    "sink.before_link",
+    "sink.after_link",
+    "sink.after_fsync",
+    "sink.before_rename",
+    "sink.after_rename",
 )
 
 
-@given(Batches, st.booleans(), st.integers(0, 10_000))
-def test_any_batches_with_any_torn_end_leave_each_rollout_once(
-    tmp_path_factory: pytest.TempPathFactory,
-    batches: list[list[tuple[int, int, bool]]],
-    apart: bool,
-    torn: int,
+def _places_of(kind: str) -> Sequence[str]:
+    if kind in {"jsonl", "apart"}:
+        return ("sink.before_write", "sink.after_fsync")
+    return PLACES if kind == "parquet" else PLACES[:4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [(kind, place) for kind in KINDS for place in _places_of(kind)]
+)
+def test_killed_at_any_step_nothing_acknowledged_is_lost(
+    kind: str, place: str, tmp_path: Path
 ) -> None:
-    path = tmp_path_factory.mktemp("rows") / "x.jsonl"
-    failures = path.with_name("f.jsonl") if apart else None
+    acked = tmp_path / "acked"
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from broker import crashpoints
+from sinks.rows import row_for
+from test_sinks import KINDS
+from tests.support.rollouts import result
+output = KINDS[{kind!r}](Path({str(tmp_path / "x")!r}), None)
+crashpoints.arm({place!r} + ":" + sys.argv[1])
+for batch in range(3):
+    output.commit([row_for(result(batch * 2 + i)) for i in range(2)])
+    Path({str(acked)!r}).write_text(str(batch * 2 + 2))
+output.close()
+"""
+    run_python(code, 1 if "rename" in place else 2, expect=137)
+    durable = int(acked.read_text())
+    output = KINDS[kind](tmp_path / "x", None)
+    assert set(range(durable)) <= {task for task, _ in output.ids}
+    output.commit(rows(*range(6)))
+    output.close()
+    assert checked(kind, tmp_path / "x", [(i, 0) for i in range(6)]).problems == ()
+
+
+Step = st.tuples(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.booleans()), max_size=5),
+    st.sampled_from([None, "short", "enospc", "fsync enospc", "eio", "fsync eio", "restart"]),
+)
+
+
+@given(steps=st.lists(Step, max_size=8))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_batches_and_faults_leave_exactly_what_was_acknowledged_or_redelivered(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "x"
+    disk = FaultyDisk()
+    output = KINDS[kind](path, disk)
     sent: set[tuple[int, int]] = set()
-    for batch in batches:
-        output = JsonlFile(path, failures=failures)
+    for batch, fault in steps:
         made = [row_for((failed if bad else result)(task, rep)) for task, rep, bad in batch]
-        output.commit(made)
-        output.commit(made)
+        if fault not in {None, "restart"}:
+            disk.fail_next(fault)
+        try:
+            output.commit(made)
+        except OutputFull:
+            disk.clear()
+            output.commit(made)
+        except OutputBroken:
+            fault = "restart"
+        disk.clear()
+        if fault == "restart":
+            output.close()
+            output = KINDS[kind](path, disk)
+            output.commit(made)
         sent |= {(task, rep) for task, rep, _ in batch}
         assert set(output.ids) == sent
-        output.close()
-        with path.open("ab") as file:
-            file.write(row_for(result(99)).data[: torn % 2000])
-    final = JsonlFile(path, failures=failures)
-    assert set(final.ids) == sent
-    total = final.totals
-    assert total.completed + total.failed == len(sent)
-    final.close()
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    ids = [(r["warren"]["task_index"], r["warren"]["repeat_index"]) for r in lines]
-    assert len(ids) == len(set(ids))
-
-
-def test_the_disk_does_what_it_says(tmp_path: Path) -> None:
-    disk, path = Disk(), tmp_path / "a"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert disk.write(fd, b"abc") == 3
-    disk.truncate(fd, 1)
-    disk.fsync(fd)
-    os.close(fd)
-    disk.link(path, tmp_path / "b")
-    with pytest.raises(FileExistsError):
-        disk.link(path, tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"a"
+    totals = output.totals
+    output.close()
+    report = checked(kind, path, sorted(sent))
+    assert report.problems == ()
+    assert (report.totals.completed, report.totals.failed) == (totals.completed, totals.failed)

@@ -20,6 +20,10 @@ class FaultyDisk(Disk):
         """`short`, `enospc` and `eio` are writes; `fsync enospc`, `truncate eio`, `link eio` ..."""
         self._faults += faults
 
+    def clear(self) -> None:
+        """Fail no more."""
+        self._faults.clear()
+
     def write(self, fd: int, data: bytes) -> int:
         if self._takes("short"):
             return os.write(fd, data[: len(data) // 2])
