@@ -76,6 +76,7 @@ class Environment:
         reward_range: tuple[float, float] = (0.0, 1.0),
         judge_model: str | None = None,
         tasks: str | Path | None = None,
+        sandboxed: bool = False,
     ) -> None:
         """Begin an environment.
 
@@ -83,14 +84,17 @@ class Environment:
             name: 1 to 64 of `a-z 0-9 _ -`; it stands in queue names and in every row.
             system_prompt: the first message of every rollout, unless a run or a row brings one.
             examples: few-shot items between the system prompt and the task.
-            reward_range: what the weighted sum may be; anything outside is a verifier's failure.
+            reward_range: what each reward function may return; else it has failed.
             judge_model: the model that `ctx.judge` asks.
             tasks: a JSONL file of example tasks, relative to the environment's file.
+            sandboxed: it runs model-written code (`run_code`, `run_tests`, `python`, `shell`);
+                workers that can't have a sandbox then refuse to start, and say why.
         """
         self.name = checked_name(name)
         self.reference = ""
         """What it was loaded by; set by `load_environment`."""
-        self.source = _calling_file()
+        self.source, self.about = _calling_file()
+        self.sandboxed = sandboxed
         self.tasks = _beside(self.source, tasks)
         self._system_prompt = system_prompt
         self._examples = checked_examples(name, examples)
@@ -327,10 +331,11 @@ class Environment:
                 )
 
 
-def _calling_file() -> str:
-    """The file whose code constructs the Environment."""
-    frame = sys._getframe(2)
-    return str(frame.f_globals.get("__file__") or "")
+def _calling_file() -> tuple[str, str]:
+    """The file whose code constructs the Environment, and what its docstring says first."""
+    module = sys._getframe(2).f_globals
+    about = (module.get("__doc__") or "").strip().partition("\n")[0]
+    return str(module.get("__file__") or ""), about
 
 
 def _beside(source: str, tasks: str | Path | None) -> Path | None:

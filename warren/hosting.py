@@ -79,7 +79,10 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
 
     worker = ToolWorker(plan.environments, Executor(at.broker, at.journal))
     await at.broker.declare(ladder_queues("tool"))
-    yield worker.sources(plan.tool_prefetch)
+    try:
+        yield worker.sources(plan.tool_prefetch)
+    finally:
+        await worker.close()
 
 
 @asynccontextmanager
