@@ -487,6 +487,13 @@ except OSError as error:
     assert text(await run_code(code, limits=Limits(disk_bytes=8 << 20))) in ("28 7\n", "28 8\n")
 
 
+@pytest.mark.parametrize("directory", ["/tmp", "/dev/shm"])
+async def test_empty_files_cannot_fill_the_kernel(directory: str) -> None:
+    code = f"n = 0\nwhile True: open(f'{directory}/{{n}}', 'w').close(); n += 1"
+    result = await run_code(code, limits=Limits(wall_s=20, cpu_s=20, files=2000))
+    assert result.killed_by == "files"
+
+
 async def test_files_have_a_size_limit_and_a_number() -> None:
     code = """
 import signal

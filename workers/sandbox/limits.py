@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-KilledBy = Literal["timeout", "cpu", "memory", "output", "processes"]
+KilledBy = Literal["timeout", "cpu", "memory", "output", "processes", "files"]
 """The limit that ended a program; None when it ended by itself."""
 
 _MIB: Final = 1024 * 1024
@@ -27,6 +27,8 @@ class Limits:
     """The largest single file."""
     disk_bytes: int = 64 * _MIB
     """Of everything in /tmp, and again in /dev/shm. Counts in addition to `memory_bytes`."""
+    files: int = 10_000
+    """In /tmp and /dev/shm together; also empty ones take the kernel's memory."""
     output_bytes: int = _MIB
     """Standard output and error together; the rest is dropped, and the program killed."""
 

@@ -22,6 +22,8 @@ class Usage:
     """Resident; what several processes share counts in each."""
     pids: tuple[int, ...]
     """As the sandbox sees them, the first one included."""
+    files: int
+    """In the places where it may write."""
 
 
 def read_usage(first_pid: int) -> Usage | None:
@@ -37,7 +39,7 @@ def read_usage(first_pid: int) -> Usage | None:
     for pid in pids:
         cpu_s += _cpu_s(f"{proc}/{pid}/stat")
         memory += _resident_bytes(f"{proc}/{pid}/statm")
-    return Usage(cpu_s, memory, pids)
+    return Usage(cpu_s, memory, pids, sum(map(_files, _writable(first_pid))))
 
 
 def shared_once_bytes(first_pid: int, usage: Usage) -> int:
@@ -55,6 +57,18 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def _writable(first_pid: int) -> tuple[str, str]:
+    return f"/proc/{first_pid}/root/tmp", f"/proc/{first_pid}/root/dev/shm"
+
+
+def _files(path: str) -> int:
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0
+    return found.f_files - found.f_ffree
 
 
 def _cpu_s(path: str) -> float:
