@@ -21,6 +21,7 @@ env = Environment(
     system_prompt="Write the function in Python. You can try it out with the tool. "
     "Then answer with the whole solution in one ```python block.",
     tasks="tasks/code.jsonl",
+    sandboxed=True,
 )
 env.tool(effect="pure", timeout_s=30.0)(python)
 

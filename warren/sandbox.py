@@ -85,6 +85,16 @@ async def shell(command: str) -> str:
     return _told(await run_code(command, language="shell", limits=_TOOL_LIMITS))
 
 
+async def unavailable() -> str | None:
+    """Why there can be no sandbox on this machine, and how to get one; None where there can."""
+    if _runner.get() is not sandbox.run_code:
+        return None
+    found = await sandbox.probe()
+    if isinstance(found, sandbox.Unavailable):
+        return f"no sandbox: {found.reason}; {found.how_to_get_it}"
+    return None
+
+
 @contextmanager
 def without_sandbox() -> Iterator[None]:
     """`--unsafe-no-sandbox`: what starts inside of this block runs code with all our rights."""
