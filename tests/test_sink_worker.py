@@ -21,6 +21,7 @@ from broker.topology import (
     RESULT,
     SINK_SHARDS,
     dead_queue,
+    kept_queue,
     result_key,
     run_results_queue,
     sink_queue,
@@ -104,7 +105,9 @@ class World:
 @pytest.fixture
 async def world() -> AsyncGenerator[World]:
     made = World()
-    await made.broker.declare([QUEUE, dead_queue(), *map(sink_queue, range(SINK_SHARDS))])
+    await made.broker.declare(
+        [QUEUE, dead_queue(), kept_queue(), *map(sink_queue, range(SINK_SHARDS))]
+    )
     await made.register()
     yield made
     await made.journal.close()
@@ -240,7 +243,7 @@ async def test_what_is_no_result_goes_to_the_dead_letters(world: World, tmp_path
     async with process(world, collector):
         await collector.sees(1)
     assert await world.ready() == 0
-    assert await world.ready(dead_queue().name) == 1
+    assert await world.ready(dead_queue().name) + await world.ready(kept_queue().name) == 1
 
 
 async def test_a_result_that_makes_no_row_is_a_failed_row(world: World, tmp_path: Path) -> None:
