@@ -28,7 +28,7 @@ from sinks.files import FULL, Disk, lock
 from sinks.ids import Ids
 from sinks.parts import CLAIM, PartFiles, list_parts, read_part
 from sinks.rows import Row, RowDict
-from sinks.totals import RowSummary, summary_of_json
+from sinks.totals import RowSummary, summary_of, summary_of_json
 
 _TOKENS: Final = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")
 _JSON: Final = ("responses_create_params", "response", "warren")
@@ -178,9 +178,7 @@ def iter_rows(path: Path) -> Iterator[RowDict]:
 def summaries(path: Path) -> Iterator[RowSummary]:
     """What the rows say for the accounts, those in `<path>.parts/` included."""
     for row in _merged(path):
-        yield summary_of_json(
-            msgspec.json.encode({"reward": row["reward"], "warren": row["warren"]})
-        )
+        yield summary_of(row)
 
 
 def summaries_of_file(path: Path) -> Iterator[RowSummary]:

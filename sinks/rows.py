@@ -31,7 +31,7 @@ from broker.messages import (
 from broker.trajectory import Entry, Item, Node, chain, forest, main_transcript
 from sinks import warren_part
 from sinks.tokens import fields_of
-from sinks.totals import RowSummary, summary_of_json
+from sinks.totals import RowSummary, summary_of
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def encode(row: RowDict) -> Row:
         data = msgspec.json.encode(row)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise NotARow(f"not JSON: {e}") from e
-    return Row(data, summary_of_json(data))
+    return Row(data, summary_of(row))
 
 
 def row_for(result: Result) -> Row:

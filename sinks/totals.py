@@ -1,7 +1,7 @@
 """What a row says for the accounts: read from its bytes without unpacking its tokens."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -79,6 +79,18 @@ def summary_of_json(data: bytes) -> RowSummary:
         head = _HEAD.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as e:
         raise BadRow(str(e)) from e
+    return _summary(head)
+
+
+def summary_of(row: dict[str, Any]) -> RowSummary:
+    """The same of a row that is not encoded yet. Raises BadRow."""
+    try:
+        return _summary(msgspec.convert(row, _Head))
+    except msgspec.MsgspecError as e:
+        raise BadRow(str(e)) from e
+
+
+def _summary(head: _Head) -> RowSummary:
     warren = head.warren
     if (warren.status == "failed") != (warren.error is not None):
         raise BadRow(f"status is {warren.status!r}, error is {warren.error}")

@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from broker import codec
 from broker.messages import (
     Failure,
@@ -63,7 +65,7 @@ def warren_of(
         "environment": task.environment,
         "model": task.model,
         "status": "failed" if error is not None else trajectory.status,
-        "error": None if error is None else dataclasses.asdict(error),
+        "error": None if error is None else msgspec.to_builtins(error),
         "attempt": trajectory.attempt,
         "policy_version": _version(versions_of(nodes.values())),
         "reward_components": reward_components(result.verdict),
@@ -129,7 +131,7 @@ def call_entry(node: Node, read: frozenset[str]) -> dict[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "seconds": result.seconds,
-        "error": None if result.error is None else dataclasses.asdict(result.error),
+        "error": None if result.error is None else msgspec.to_builtins(result.error),
     }
     return entry | (
         _model(node, result) if isinstance(result, ModelResult) else _tool(node, result, read)
@@ -146,7 +148,7 @@ def _model(node: Node, result: ModelResult) -> dict[str, Any]:
         "response_id": result.response_id,
         "finish_reason": result.finish_reason,
         "tries": result.tries,
-        "usage": dataclasses.asdict(result.usage),
+        "usage": msgspec.to_builtins(result.usage),
         "policy_version": _version(result.versions),
     }
     if node.record.request:

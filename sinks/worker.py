@@ -301,8 +301,7 @@ class _Serving:
     def _source(self, queue: QueueSpec, shard: str) -> Source:
         async def handle(delivery: Delivery) -> Outcome:
             result = codec.decode(Result, delivery.body, delivery.kind)
-            if not is_name(result.run) or not is_name(result.generation):
-                raise Undecodable(f"run {result.run!r}, generation {result.generation!r}")
+            check(result)
             place = Place(result.run, result.generation, shard)
             writer = await self._writer(place)
             if writer is None:
@@ -367,6 +366,14 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         except JournalUnavailable as e:
             log.warning("journal unavailable", extra={"error": str(e)})
             await asyncio.sleep(_JOURNAL_RETRY_S)
+
+
+def check(result: Result) -> None:
+    """Refuse what can name no row or would name a path. Raises Undecodable."""
+    if not is_name(result.run) or not is_name(result.generation):
+        raise Undecodable(f"run {result.run!r}, generation {result.generation!r}")
+    if result.task_index < 0 or result.repeat < 0:
+        raise Undecodable(f"task {result.task_index}, repeat {result.repeat}")
 
 
 def covers(known: bytes, ours: bytes) -> bool:

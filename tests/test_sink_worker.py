@@ -246,6 +246,21 @@ async def test_what_is_no_result_goes_to_the_dead_letters(world: World, tmp_path
     assert await world.ready(dead_queue().name) + await world.ready(kept_queue().name) == 1
 
 
+@pytest.mark.parametrize("bad", [result(run="../up"), result(-1), result(generation="a/b")])
+async def test_a_result_that_names_no_row_is_a_dead_letter_and_no_loop(
+    world: World, tmp_path: Path, bad: Result
+) -> None:
+    collector = Collector(world, tmp_path / "x.jsonl")
+    await world.broker.publish(
+        Outgoing(RESULT.name, f"collect.{RUN}.0", codec.encode(bad), codec.kind_of(Result))
+    )
+    await world.publish(result(1))
+    async with process(world, collector):
+        await collector.sees(1)
+    assert ids_in(tmp_path / "x.jsonl") == [1]
+    assert await world.ready() == 0
+
+
 async def test_a_result_that_makes_no_row_is_a_failed_row(world: World, tmp_path: Path) -> None:
     collector = Collector(world, tmp_path / "x.jsonl")
     await world.publish(result(1, row=b"not json"))
