@@ -9,7 +9,7 @@ leaves everything that is finished safe, and the same command goes on.
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from producers.run_record import OpenedRun, RunConflict, RunSpec, open_run
 from sinks.base import Output
 from sinks.roles import collect_into
 from sinks.totals import RowSummary
-from warren.connections import Connections, connect
+from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
 from warren.models import model_of, served
@@ -43,6 +43,7 @@ from warren.progress import Progress, showing
 from warren.settings import Settings
 from warren.summary import Accumulator, RunSummary
 from warren.suspects import hosted
+from workers.model_gateway.config import ModelConfig
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
@@ -64,16 +65,28 @@ async def collect(
     options: CollectOptions, settings: Settings, environment: Environment
 ) -> RunSummary:
     """Collect one run to its end. Raises UsageError, Unreachable, OutputRefused."""
+    models = _models(options, settings, environment)
+    await check_reachable(settings, models.values())
     with ExitStack() as stack:
         collection = await asyncio.to_thread(_prepare, options, environment, stack)
         accounts = _Accounts(collection)
         await asyncio.to_thread(accounts.read)
         journal_file = options.output.with_name(f"{options.output.name}.journal.sqlite")
         async with connect(settings, journal_file) as at:
-            await _collect(at, collection, settings, accounts)
+            await _collect(at, collection, settings, accounts, models)
         if settings.redis is None:
             _remove_journal(journal_file)
         return accounts.summary()
+
+
+def _models(
+    options: CollectOptions, settings: Settings, environment: Environment
+) -> dict[str, ModelConfig]:
+    """The endpoints that this process will ask; none where other workers do."""
+    if options.workers == "external":
+        return {}
+    names = (model_of(options.model, environment.name), environment.spec().judge_model)
+    return served([name for name in names if name is not None], settings)
 
 
 def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack) -> Collection:
@@ -185,7 +198,11 @@ class _Accounts:
 
 
 async def _collect(
-    at: Connections, collection: Collection, settings: Settings, accounts: _Accounts
+    at: Connections,
+    collection: Collection,
+    settings: Settings,
+    accounts: _Accounts,
+    models: Mapping[str, ModelConfig],
 ) -> None:
     options, record = collection.options, collection.run.record
     for note in collection.run.notes:
@@ -199,7 +216,7 @@ async def _collect(
         asyncio.TaskGroup() as group,
     ):
         if options.workers == "own":
-            group.create_task(_work(at, collection, settings, workers_stop))
+            group.create_task(_work(at, collection, settings, models, workers_stop))
         group.create_task(
             collect_into(
                 collection.output,
@@ -264,14 +281,17 @@ def _instances(collection: Collection, *, embedded: bool) -> Iterator[Instance]:
 
 
 async def _work(
-    at: Connections, collection: Collection, settings: Settings, stop: asyncio.Event
+    at: Connections,
+    collection: Collection,
+    settings: Settings,
+    models: Mapping[str, ModelConfig],
+    stop: asyncio.Event,
 ) -> None:
     """All worker kinds in this process; they die with it."""
     spec = collection.environment.spec()
-    names = [n for n in (collection.model, spec.judge_model) if n is not None]
     plan = Plan(
         environments={spec.name: spec},
-        models=served(names, settings),
+        models=models,
         agent_slots=collection.options.concurrency,
         tool_prefetch=settings.prefetch["tool"],
         model_prefetch=max(settings.prefetch["model"], collection.options.concurrency),

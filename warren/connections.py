@@ -3,7 +3,7 @@
 Without a broker URL the broker is in memory; without a Redis URL the journal is a SQLite file.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from broker.base import Broker
 from broker.errors import UsageError
 from broker.journal.base import Journal, Runs
 from warren.settings import Settings
+from workers.model_gateway.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +71,19 @@ async def _stores(
     sqlite_runs = await SqliteRuns.open(journal_file)
     stack.push_async_callback(sqlite_runs.close)
     return journal, sqlite_runs
+
+
+async def check_reachable(settings: Settings, models: Iterable[ModelConfig]) -> None:
+    """Ask broker, store and model endpoints whether they are there, before anything is written.
+
+    Raises Unreachable: which one, with its URL masked, and what to try.
+    """
+    if settings.broker is not None:
+        await (await _broker(settings)).close()
+    async with AsyncExitStack() as stack:
+        if settings.redis is not None:
+            await _stores(settings, None, stack)
+    for model in models:
+        from workers.model_gateway.opening import check_endpoint
+
+        await check_endpoint(model)
