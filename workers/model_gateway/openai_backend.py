@@ -29,10 +29,10 @@ from workers.model_gateway.conversion import (
 from workers.model_gateway.failures import status_error
 from workers.model_gateway.fields import chat_fields, responses_fields
 from workers.model_gateway.masking import masked
+from workers.model_gateway.transport import AiohttpTransport
 
 #: A longer answer would not fit a message, and 1,000 of them not the gateway.
 MAX_ANSWER_BYTES: Final = 12 * 1024 * 1024
-_CONNECT_S: Final = 10.0
 _TOO_LARGE_TRIES: Final = 2
 _UNSENDABLE = (Unconvertible, AttributeError, KeyError, TypeError, ValueError)
 
@@ -129,7 +129,7 @@ class OpenAIBackend:
             **{"model": request.model, _CONVERSATION[path]: body[_CONVERSATION[path]]},
             extra_body={k: v for k, v in body.items() if k not in ("model", _CONVERSATION[path])},
             extra_headers=headers,
-            timeout=httpx2.Timeout(request.timeout_s, connect=_CONNECT_S),
+            timeout=httpx2.Timeout(request.timeout_s),
         ) as response:
             chunks, size = [], 0
             async for chunk in response.iter_bytes():
@@ -150,9 +150,7 @@ _CONVERSATION: Final = {"/responses": "input", "/chat/completions": "messages"}
 
 def _client(config: ModelConfig, base_url: str) -> openai.AsyncOpenAI:
     key = config.api_key.reveal() if config.api_key else None
-    http = openai.DefaultAsyncHttpxClient(
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=1000)
-    )
+    http = httpx2.AsyncClient(transport=AiohttpTransport(), follow_redirects=True)
     if (azure := config.azure) is not None:
         return openai.AsyncAzureOpenAI(
             azure_endpoint=base_url,
