@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final
 
+from broker import crashpoints
 from broker.errors import BrokerError, JournalUnavailable, Unreachable, UsageError
 from broker.masking import mask_url
 from warren import logs
@@ -57,6 +58,7 @@ def _main(argv: list[str]) -> int:
         json_lines=settings.log_json,
         secrets=settings.secrets(),
     )
+    crashpoints.arm(settings.crashpoint or "")
     run = _import(parsed)
     return _run_loop(run(options, settings))
 

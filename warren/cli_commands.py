@@ -255,9 +255,9 @@ _WORKER_HELP: Final[Mapping[WorkerKind, str]] = {
 }
 _WORKER_KEYS: Final[Mapping[WorkerKind, tuple[str, ...]]] = {
     "agent": (),
-    "tool": (),
+    "tool": ("unsafe_no_sandbox",),
     "model": _ENDPOINT,
-    "verifier": (),
+    "verifier": ("unsafe_no_sandbox",),
     "sink": ("output",),
 }
 _DLQ_HELP: Final[Mapping[DlqAction, str]] = {
@@ -315,7 +315,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             words=(_TASKS,),
             keys=(
                 *("output", *_RUN, "concurrency", "workers", "overwrite", "failures"),
-                *(*_PLACE, *_METRICS, "renew_after", *_EVERYWHERE),
+                *("unsafe_no_sandbox", *_PLACE, *_METRICS, "renew_after", *_EVERYWHERE),
             ),
             example="warren collect tasks.jsonl --env calculator --model scripted -o out.jsonl",
         ),

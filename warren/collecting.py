@@ -40,6 +40,7 @@ from warren.models import model_of, served
 from warren.options import CollectOptions, RunOptions
 from warren.outputs import open_output, output_paths, written_before
 from warren.progress import Progress, showing
+from warren.sandbox import sandboxed
 from warren.settings import Settings
 from warren.summary import Accumulator, RunSummary
 from warren.suspects import hosted
@@ -298,7 +299,12 @@ async def _work(
         verifier_prefetch=settings.prefetch["verifier"],
         renew_after_s=settings.renew_after_s,
     )
-    async with open_all(at, plan) as sources, hosted(at, plan.environments):
+    risky = [spec.name] if collection.environment.sandboxed else []
+    async with (
+        sandboxed(risky, unsafe=settings.unsafe_no_sandbox),
+        open_all(at, plan) as sources,
+        hosted(at, plan.environments),
+    ):
         await serve(at.broker, sources, stop=stop)
 
 

@@ -3,6 +3,7 @@
 `collect` hosts all kinds at once, `warren worker KIND` one; both serve what `open_worker` yields.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Plan:
     verifier_prefetch: int = 64
     renew_after_s: float = 600.0
     lanes: Sequence[Lane] = LANES
+    unhealthy: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by a worker that a new process should take the place of."""
 
 
 @asynccontextmanager
@@ -77,7 +80,9 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
     from workers.executor import Executor
     from workers.tool.worker import ToolWorker
 
-    worker = ToolWorker(plan.environments, Executor(at.broker, at.journal))
+    worker = ToolWorker(
+        plan.environments, Executor(at.broker, at.journal), unhealthy=plan.unhealthy
+    )
     await at.broker.declare(ladder_queues("tool"))
     try:
         yield worker.sources(plan.tool_prefetch)

@@ -224,6 +224,13 @@ PLACE: Final[tuple[Key, ...]] = (
         toml="log.level",
         metavar="LEVEL",
     ),
+    Key(
+        name="unsafe_no_sandbox",
+        help="run model-written code with all your rights: only for code that you trust",
+        parse=boolean,
+        default=False,
+        switch=True,
+    ),
     Key(name="debug", help="", parse=boolean, default=False, hidden=True, switch=True),
     Key(name="crashpoint", help="", parse=text, hidden=True),
 )

@@ -9,11 +9,13 @@ Everything runs in a sandbox without network, files or rights (workers/sandbox).
 none, calls raise SandboxUnavailable; `without_sandbox` is for those who trust the code anyway.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from broker.errors import UsageError
 from workers import sandbox
 from workers.sandbox import (
     DEFAULT_LIMITS,
@@ -38,6 +40,8 @@ __all__ = [
     "shell",
     "without_sandbox",
 ]
+
+log = logging.getLogger(__name__)
 
 _runner: Final[ContextVar[Runner]] = ContextVar("sandbox_runner", default=sandbox.run_code)
 
@@ -93,6 +97,24 @@ async def unavailable() -> str | None:
     if isinstance(found, sandbox.Unavailable):
         return f"no sandbox: {found.reason}; {found.how_to_get_it}"
     return None
+
+
+@asynccontextmanager
+async def sandboxed(names: Iterable[str], *, unsafe: bool) -> AsyncGenerator[None, None]:
+    """What serves these environments, which run model-written code, runs inside of this block.
+
+    Raises UsageError where there can be no sandbox, unless the user said `--unsafe-no-sandbox`.
+    """
+    affected = ", ".join(sorted(names))
+    if affected and unsafe:
+        log.warning("running model-written code WITHOUT a sandbox", extra={"envs": affected})
+        with without_sandbox():
+            yield
+        return
+    why = await unavailable() if affected else None
+    if why is not None:
+        raise UsageError(f"environment {affected} runs model-written code, but there is {why}")
+    yield
 
 
 @contextmanager

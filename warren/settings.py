@@ -69,6 +69,8 @@ class Settings:
     """0 takes a free one; None: the command decides."""
     log_json: bool = False
     log_level: str | None = None
+    unsafe_no_sandbox: bool = False
+    """Run model-written code without a sandbox."""
     debug: bool = False
     """Show tracebacks of the user's errors too."""
     crashpoint: str | None = None
@@ -208,6 +210,7 @@ def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> S
         metrics_port=get("metrics_port"),
         log_json=get("log_json"),
         log_level=get("log_level"),
+        unsafe_no_sandbox=get("unsafe_no_sandbox"),
         debug=get("debug"),
         crashpoint=get("crashpoint"),
         color=not environ.get("NO_COLOR"),

@@ -18,9 +18,11 @@ from warren.hosting import OPENERS, Plan
 from warren.loading import list_environments, load_environment
 from warren.models import SCRIPTED, served
 from warren.observe import checks_of, count_rows, serving
-from warren.options import EXIT_OK, WorkerOptions
+from warren.options import EXIT_FAILED, EXIT_OK, WorkerOptions
+from warren.sandbox import sandboxed
 from warren.settings import Settings
 from warren.suspects import watched
+from workers.watchdog import watch_loop
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,11 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
         checks = checks_of(at.broker, at.runs, consuming)
         port = settings.metrics_port or 0
         async with serving(metrics, checks, host=settings.metrics_host, port=port):
-            if options.kind == "sink":
-                await _sink(options, at, metrics, stop, consuming)
-            else:
-                await _work(options, settings, at, stop, consuming)
-    return EXIT_OK
+            with watch_loop():
+                if options.kind == "sink":
+                    await _sink(options, at, metrics, stop, consuming)
+                    return EXIT_OK
+                return await _work(options, settings, at, stop, consuming)
 
 
 def _metered(at: Connections, metrics: Metrics) -> Connections:
@@ -58,7 +60,8 @@ async def _work(
     at: Connections,
     stop: asyncio.Event,
     consuming: asyncio.Event,
-) -> None:
+) -> int:
+    """The exit code: not 0 where a supervisor must start another in our place."""
     environments = _environments(options)
     plan = Plan(
         environments={name: each.spec() for name, each in environments.items()},
@@ -70,13 +73,27 @@ async def _work(
         renew_after_s=settings.renew_after_s,
     )
     references = {name: each.reference for name, each in environments.items()}
+    risky = [n for n, each in environments.items() if each.sandboxed]
     async with AsyncExitStack() as stack:
+        if options.kind in ("tool", "verifier"):
+            guard = sandboxed(risky, unsafe=settings.unsafe_no_sandbox)
+            await stack.enter_async_context(guard)
         sources = await stack.enter_async_context(OPENERS[options.kind](at, plan))
         if options.kind == "agent":
             await stack.enter_async_context(watched(at.broker, references, settings))
         log.info("worker started", extra={"kind": options.kind, "queues": len(sources)})
-        await serve(at.broker, sources, stop=stop, serving=consuming)
+        async with asyncio.TaskGroup() as group:
+            ending = group.create_task(_end_if_unhealthy(plan.unhealthy, stop))
+            await serve(at.broker, sources, stop=stop, serving=consuming)
+            ending.cancel()
     log.info("worker stopped", extra={"kind": options.kind})
+    return EXIT_FAILED if plan.unhealthy.is_set() else EXIT_OK
+
+
+async def _end_if_unhealthy(unhealthy: asyncio.Event, stop: asyncio.Event) -> None:
+    await unhealthy.wait()
+    log.error("worker unhealthy: giving back and ending, for a supervisor to start a new one")
+    stop.set()
 
 
 async def _sink(
