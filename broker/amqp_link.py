@@ -244,7 +244,7 @@ async def _open_wire(url: URL) -> Wire:
     secure = url.scheme == "amqps"
     _, wire = await asyncio.get_running_loop().create_connection(
         Wire,
-        url.host,
+        url.host or "localhost",
         url.port or (5671 if secure else 5672),
         ssl=_tls(url) if secure else None,
     )

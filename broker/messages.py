@@ -79,7 +79,7 @@ class Task:
     system_prompt: str | None = None
     """Replaces the environment's for this run; None keeps it."""
     attempt: int = 1
-    """From 1; a fresh start of the rollout with an empty journal raises it."""
+    """From 1; raised where a rollout whose failed row was committed is run again."""
 
     @property
     def rollout_id(self) -> str:
@@ -87,7 +87,7 @@ class Task:
 
     @property
     def journal_key(self) -> str:
-        return journal_key(self.run, self.generation, self.task_index, self.repeat)
+        return journal_key(self.run, self.generation, self.task_index, self.repeat, self.attempt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +313,12 @@ class Result:
     trajectory: bytes
     """The packed Trajectory, byte for byte."""
     verdict: Verdict
+    attempt: int = 1
+    """The task's, which names the rollout's record in the journal."""
+
+    @property
+    def journal_key(self) -> str:
+        return journal_key(self.run, self.generation, self.task_index, self.repeat, self.attempt)
 
 
 Message = Task | ModelCall | ToolCall | Reply | Trajectory | Result

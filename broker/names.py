@@ -45,9 +45,14 @@ class RolloutId(NamedTuple):
         return f"{self.run}/{self.task_index}/{self.repeat}"
 
 
-def journal_key(run: str, generation: str, task_index: int, repeat: int) -> str:
-    """The rollout's name in the journal. The generation makes a deleted output start afresh."""
-    return f"{run}.{generation}/{task_index}/{repeat}"
+def journal_key(run: str, generation: str, task_index: int, repeat: int, attempt: int = 1) -> str:
+    """The rollout's name in the journal. The generation makes a deleted output start afresh.
+
+    A failed rollout that is run again (`attempt` of its task above 1) has a record of its own:
+    its first one is a tombstone by then.
+    """
+    again = f"@{attempt}" if attempt > 1 else ""
+    return f"{run}.{generation}/{task_index}/{repeat}{again}"
 
 
 def new_worker_id(kind: str) -> str:

@@ -22,7 +22,6 @@ from broker.messages import (
     Verdict,
     VersionSpan,
 )
-from broker.names import journal_key
 from broker.trajectory import Entry, Item, Node, Segment
 
 
@@ -53,7 +52,7 @@ class FinishedRollout:
 
     @property
     def journal_key(self) -> str:
-        return journal_key(self.run, self.generation, self.task_index, self.repeat)
+        return self.recorded.rollout
 
     @cached_property
     def prompt(self) -> list[Item]:

@@ -152,6 +152,7 @@ class DeadLetters:
             generation=task.generation,
             trajectory=trajectory,
             verdict=verdict,
+            attempt=task.attempt,
         )
         shard = shard_of(task.rollout_id, SINK_SHARDS)
         for audience in task.audiences:
@@ -222,6 +223,7 @@ def result_of(result: Result, trajectory: bytes) -> Result:
         generation=result.generation,
         trajectory=trajectory,
         verdict=Verdict(reward=None),
+        attempt=result.attempt,
     )
 
 

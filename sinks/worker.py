@@ -25,7 +25,7 @@ from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, Undecodable
 from broker.journal.base import Journal, RunProgress, Runs
 from broker.messages import Result
-from broker.names import is_name, journal_key
+from broker.names import is_name
 from broker.serve import Ack, Outcome, Source, serve
 from broker.topology import QueueSpec
 from sinks.base import Output, OutputFull
@@ -137,7 +137,7 @@ class _Writer:
             raise
         crash_at("sink.before_mark")
         await self._mark([(r.task_index, r.repeat) for r in results])
-        keys = [journal_key(r.run, r.generation, r.task_index, r.repeat) for r in results]
+        keys = [result.journal_key for result in results]
         await patiently(lambda: self._sink.journal.committed(keys))
         crash_at("sink.before_ack")
         self._sink.tell(written)

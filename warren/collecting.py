@@ -38,7 +38,7 @@ from warren.environment import Environment
 from warren.hosting import Plan, open_all
 from warren.models import model_of, served
 from warren.options import CollectOptions, RunOptions
-from warren.outputs import open_output, output_paths, written_before
+from warren.outputs import forget_failed, open_output, output_paths, written_before
 from warren.progress import Progress, showing
 from warren.sandbox import sandboxed
 from warren.settings import Settings
@@ -60,6 +60,8 @@ class Collection:
     report: CheckReport
     run: OpenedRun
     output: Output
+    attempt: int
+    """Of the tasks to be published: above 1 where failed ones are run again."""
 
 
 async def collect(
@@ -95,6 +97,7 @@ def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack
     model = model_of(options.model, environment.name)
     run = stack.enter_context(_open_run(options, environment, model, report))
     record = run.record
+    attempt = forget_failed(options) if options.retry_failed else 1
     output = open_output(options, record.run, record.generation)
     stack.callback(output.close)
     return Collection(
@@ -104,6 +107,7 @@ def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack
         report=report,
         run=run,
         output=output,
+        attempt=attempt,
     )
 
 
@@ -251,6 +255,7 @@ def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> 
         limits=options.limits,
         audiences=("collect",),
         system_prompt=options.system_prompt,
+        attempt=collection.attempt,
     )
     return Publisher(
         at.broker,
@@ -277,7 +282,7 @@ def _instances(collection: Collection, *, embedded: bool) -> Iterator[Instance]:
         good_lines(collection.report),
         record.repeats,
         [ids.bitmap(repeat) for repeat in range(record.repeats)],
-        () if embedded else record.watermark,
+        () if embedded or collection.attempt > 1 else record.watermark,
     )
 
 

@@ -1,10 +1,15 @@
 """Where a collector's rows go: opened by the output's name, read back for the accounts."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
+from broker.errors import UsageError
 from sinks.base import Output
-from sinks.jsonl import JsonlFile
+from sinks.ids import Ids
+from sinks.jsonl import JsonlFile, remove_failed
 from sinks.totals import RowSummary, summary_of_json
 from warren.options import CollectOptions
 
@@ -32,13 +37,55 @@ def open_output(options: CollectOptions, run: str, generation: str) -> Output:
 
 
 def written_before(options: CollectOptions) -> Iterator[RowSummary]:
-    """The rows that earlier calls left, for the summary. Reads without keeping."""
+    """The rows that earlier calls left, for the summary; of a superseded one only the good row."""
     if options.output.suffix == PARQUET:
         from sinks.parquet import summaries
 
         yield from summaries(options.output)
         return
+    good = Ids()
+    for path in output_paths(options):
+        for row in _rows(path):
+            if path == options.output or (row.task_index, row.repeat) not in good:
+                good.add(row.task_index, row.repeat)
+                yield row
+
+
+def _rows(path: Path) -> Iterator[RowSummary]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (summary_of_json(line) for line in file if line.endswith(b"\n"))
+
+
+def forget_failed(options: CollectOptions) -> int:
+    """Take failed rows out, so that their rollouts are run again; the attempt to run them as.
+
+    The attempt is above that of every failed row, since their journal records are tombstones.
+    Raises UsageError, OutputRefused.
+    """
+    if options.output.suffix == PARQUET:
+        raise UsageError("--retry-failed works on JSONL outputs: collect into one, then convert")
+    attempts = [0]
     for path in output_paths(options):
         if path.exists():
-            with path.open("rb") as file:
-                yield from (summary_of_json(line) for line in file if line.endswith(b"\n"))
+            attempts += _failed_attempts(path)
+            remove_failed(path)
+    return max(attempts) + 1
+
+
+def _failed_attempts(path: Path) -> Iterator[int]:
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(msgspec.DecodeError):
+                own = msgspec.json.decode(line, type=_Attempted).warren
+                if own.status == "failed":
+                    yield own.attempt
+
+
+class _Own(msgspec.Struct):
+    status: str
+    attempt: int
+
+
+class _Attempted(msgspec.Struct):
+    warren: _Own

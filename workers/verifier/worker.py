@@ -15,6 +15,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
+from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge, Unroutable, WireError
 from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
 from broker.messages import Failure, Result, Task, Trajectory, Verdict
@@ -97,6 +98,7 @@ class VerifierWorker:
             case Owned():
                 return Later(5.0)  # a duplicate of what another worker scores right now
             case Run() as run:
+                crash_at("verifier.after_take")
                 known = run.results.get(_VERDICT_PATH)
                 if known is not None and known.request_hash == digest:
                     return codec.read(Judged, known.result).verdict
@@ -151,6 +153,7 @@ class VerifierWorker:
         )
         ours = codec.pack(Judged(digest=digest, verdict=verdict))
         finished = await self._journal.finish(ref, ours)
+        crash_at("verifier.after_verdict")
         if not isinstance(finished, Finished):
             raise Replaced(owner.key)
         first = codec.read(Judged, finished.result)
@@ -168,6 +171,7 @@ class VerifierWorker:
         try:
             for message in results_for(task, trajectory, verdict):
                 await publish_patiently(self._broker, message)
+                crash_at("verifier.after_publish")
         except Unroutable as e:
             log.error("result has no taker", extra={"rollout": task.rollout_id, "key": e.key})
             return Later(30.0)
@@ -184,6 +188,7 @@ def results_for(task: Task, trajectory: bytes, verdict: Verdict) -> Sequence[Out
         generation=task.generation,
         trajectory=codec.decompress(trajectory),
         verdict=verdict,
+        attempt=task.attempt,
     )
     try:
         body = codec.encode(result)
