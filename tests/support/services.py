@@ -60,6 +60,11 @@ class RabbitProcess:
         self._epmd: subprocess.Popen[bytes] | None = None
         self._environment = self._prepare()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process whose session it runs in."""
+        return None if self._node is None else self._node.pid
+
     def start(self) -> None:
         if self._epmd is None:
             self._epmd = _spawn([_epmd()], self._environment, self.folder / "epmd.log")
@@ -131,6 +136,11 @@ class RedisProcess:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process whose session it runs in."""
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,305 @@
+"""Runs one scenario and counts what it cost."""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.processes import Watched, start
+from benchmarks.scenarios import Scenario
+from tests.support.ports import free_port
+
+ENVIRONMENT: Final = Path(__file__).with_name("environment.py")
+KINDS: Final = ("agent", "tool", "model", "verifier")
+_READY_S: Final = 30.0
+Samples = Sequence[tuple[float, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What runs beside the workers."""
+
+    broker_url: str
+    redis_url: str
+    watched: Sequence[Watched]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one run cost."""
+
+    scenario: str
+    rollouts: int
+    concurrency: int
+    rollouts_per_s: float
+    """From the first model request to the collector's end."""
+    wall_s: float
+    """The collector's whole life."""
+    first_row_s: float
+    """From the collector's start to the first bytes in its output."""
+    cpu_ms: Mapping[str, float]
+    """Per rollout and kind of process, from the first model request on (`collect` too)."""
+    cpu_ms_total: float
+    cpu_ms_whole_run: float
+    """The collector's start-up included."""
+    peak_mb: Mapping[str, float]
+    peak_mb_total: float
+    """Over all but broker and Redis."""
+    added_p50_ms: float
+    """Per model call: from the agent's asking to its having the answer, less the model's time."""
+    added_p99_ms: float
+    in_flight_max: int
+    in_flight_mean: float | None
+    """While there was enough to do (see `steady`)."""
+    efficiency: float | None
+    """Model calls per second in that time over `concurrency / mean latency`."""
+    failed: int
+    requests_per_rollout: float
+    load_before: float
+    """The machine's load average, before this run."""
+
+
+def measure(scenario: Scenario, folder: Path, servers: Servers | None) -> Measurement:
+    """Run it once. Raises RuntimeError, with the log, where anything fails."""
+    folder.mkdir(parents=True)
+    load = os.getloadavg()[0]
+    port = free_port()
+    options = json.dumps(asdict(scenario.stub))
+    command = [sys.executable, "-m", "benchmarks.stub", str(port), options]
+    with contextlib.ExitStack() as stack:
+        stub = start("stub", command, folder / "stub.log", listen=True)
+        stack.callback(stub.end)
+        _wait_for_port(port)
+        _write_input(folder, scenario, port)
+        workers = []
+        if servers is not None:
+            workers = list(_workers(scenario, folder, servers, stack))
+        return _collect(scenario, folder, servers, workers, stub, port, load)
+
+
+def _write_input(folder: Path, scenario: Scenario, port: int) -> None:
+    with (folder / "tasks.jsonl").open("w", encoding="utf-8") as tasks:
+        for index in range(scenario.rollouts):
+            question = f"Task {index:08d}: what is the weather in Oslo?"
+            row = {"responses_create_params": {"input": [{"role": "user", "content": question}]}}
+            tasks.write(json.dumps(row) + "\n")
+    (folder / "warren.toml").write_text(
+        f'[models."bench"]\nbase_urls = ["http://127.0.0.1:{port}/v1"]\n'
+        f'api = "chat"\nmax_concurrency = {scenario.concurrency * 2}\n',
+        encoding="utf-8",
+    )
+
+
+def _workers(
+    scenario: Scenario, folder: Path, servers: Servers, stack: contextlib.ExitStack
+) -> Iterator[Watched]:
+    prefetch = {
+        "agent": -(-scenario.concurrency // scenario.processes),
+        "model": -(-scenario.concurrency // scenario.processes),
+        "tool": 256,
+        "verifier": 256,
+    }
+    ports = []
+    for kind in KINDS:
+        for number in range(scenario.processes):
+            ports.append(free_port())
+            command = [
+                *(sys.executable, "-m", "warren", "worker", kind),
+                *("--prefetch", str(prefetch[kind]), "--metrics-port", str(ports[-1])),
+                *(("--model", "bench") if kind == "model" else ()),
+                *("--env", str(ENVIRONMENT), *_common(folder, servers)),
+            ]
+            worker = start(kind, command, folder / f"{kind}{number}.log")
+            stack.callback(worker.end)
+            yield worker
+    for port in ports:
+        _wait_until_ready(port)
+
+
+def _common(folder: Path, servers: Servers | None) -> list[str]:
+    urls = ["--broker", servers.broker_url, "--redis", servers.redis_url] if servers else []
+    return [*urls, "--config", str(folder / "warren.toml")]
+
+
+def _collect(
+    scenario: Scenario,
+    folder: Path,
+    servers: Servers | None,
+    workers: Sequence[Watched],
+    stub: Watched,
+    port: int,
+    load: float,
+) -> Measurement:
+    output = folder / "rows.jsonl"
+    command = [
+        *(sys.executable, "-m", "warren", "collect", str(folder / "tasks.jsonl")),
+        *("-o", str(output), "--env", str(ENVIRONMENT), "--model", "bench", "--json", "-q"),
+        *("--concurrency", str(scenario.concurrency), "--max-steps", "100"),
+        *(("--workers", "external") if servers else ()),
+        *_common(folder, servers),
+    ]
+    before = [*(servers.watched if servers else ()), *workers]
+    began = time.monotonic()
+    collector = start("collect", command, folder / "collect.log")
+    watched = [*before, collector]
+    try:
+        _hear_first(stub, collector, folder)
+        first = time.monotonic()
+        at_first = [each.look() for each in watched]
+        first_row_s = _until_first_row(output, collector) - began
+        code = collector.wait()
+    finally:
+        collector.end()
+    ended = time.monotonic()
+    for each in before:
+        each.look()
+    if code:
+        raise RuntimeError(f"collect ended with {code}: {_tail(folder / 'collect.log')}")
+    stats = _stats(port)
+    used = {each.kind: 0.0 for each in watched}
+    for each, already in zip(watched, at_first, strict=True):
+        used[each.kind] += (each.cpu_s - already) / scenario.rollouts * 1000
+    start_up = at_first[-1] / scenario.rollouts * 1000
+    peaks = _peaks(watched)
+    rows = _read_rows(output)
+    samples: Samples = stats["samples"]
+    in_flight, efficiency = _steady(samples, scenario)
+    return Measurement(
+        scenario=scenario.name,
+        rollouts=scenario.rollouts,
+        concurrency=scenario.concurrency,
+        rollouts_per_s=scenario.rollouts / (ended - first),
+        wall_s=ended - began,
+        first_row_s=first_row_s,
+        cpu_ms=used,
+        cpu_ms_total=sum(used.values()),
+        cpu_ms_whole_run=sum(used.values()) + start_up,
+        peak_mb=peaks,
+        peak_mb_total=sum(mb for kind, mb in peaks.items() if kind not in {"rabbitmq", "redis"}),
+        added_p50_ms=_percentile(rows.added_ms, 0.5),
+        added_p99_ms=_percentile(rows.added_ms, 0.99),
+        in_flight_max=stats["in_flight_max"],
+        in_flight_mean=in_flight,
+        efficiency=efficiency,
+        failed=rows.failed,
+        requests_per_rollout=stats["requests"] / scenario.rollouts,
+        load_before=load,
+    )
+
+
+def _hear_first(stub: Watched, collector: Watched, folder: Path) -> None:
+    assert stub.process is not None and stub.process.stdout is not None
+    assert collector.process is not None
+    os.set_blocking(stub.process.stdout.fileno(), False)
+    while not stub.process.stdout.readline():
+        if collector.process.poll() is not None:
+            raise RuntimeError(f"collect ended early: {_tail(folder / 'collect.log')}")
+        time.sleep(0.002)
+
+
+def _until_first_row(output: Path, collector: Watched) -> float:
+    """When the output has bytes in it."""
+    assert collector.process is not None
+    while True:
+        with contextlib.suppress(OSError):
+            if output.stat().st_size:
+                return time.monotonic()
+        if os.waitid(os.P_PID, collector.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return time.monotonic()
+        time.sleep(0.005)
+
+
+def _peaks(watched: Sequence[Watched]) -> dict[str, float]:
+    peaks = {each.kind: 0.0 for each in watched}
+    for each in watched:
+        peaks[each.kind] += each.peak_bytes / 1e6
+    return peaks
+
+
+@dataclass(slots=True)
+class _Rows:
+    added_ms: list[float]
+    failed: int = 0
+
+
+def _read_rows(output: Path) -> _Rows:
+    """Reads what the rows say of their model calls: asked, answered, seconds at the provider."""
+    rows = _Rows([])
+    with output.open("rb") as lines:
+        for line in lines:
+            own = json.loads(line)["warren"]
+            rows.failed += own["status"] == "failed"
+            rows.added_ms += [
+                (call["finished_at"] - call["started_at"] - call["seconds"]) * 1000
+                for call in own["calls"]
+                if call["kind"] == "model"
+            ]
+    return rows
+
+
+def _steady(samples: Samples, scenario: Scenario) -> tuple[float | None, float | None]:
+    """Mean in flight and efficiency while all slots could be busy: from one fifth of the requests
+    that fill them on, until as many rollouts are left as there are slots."""
+    steps = scenario.stub.steps
+    begin = scenario.concurrency * steps
+    end = (scenario.rollouts - scenario.concurrency) * steps
+    steady = [sample for sample in samples if begin <= sample[1] <= end]
+    if scenario.stub.latency == "none" or len(steady) < 10:
+        return None, None
+    seconds = steady[-1][0] - steady[0][0]
+    rate = (steady[-1][1] - steady[0][1]) / seconds
+    ideal = scenario.concurrency / scenario.stub.mean_s
+    return statistics.fmean(s[2] for s in steady), rate / ideal
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[int(share * (len(values) - 1))] if values else float("nan")
+
+
+def _stats(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=10) as answer:
+        stats: dict[str, Any] = json.load(answer)
+    return stats
+
+
+def _wait_for_port(port: int) -> None:
+    _wait_until(lambda: bool(_stats(port)), f"nothing listens on port {port}")
+
+
+def _wait_until_ready(port: int) -> None:
+    url = f"http://127.0.0.1:{port}/readyz"
+
+    def ready() -> bool:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+
+    _wait_until(ready, f"the worker with metrics port {port} does not get ready")
+
+
+def _wait_until(ready: Any, otherwise: str) -> None:
+    deadline = time.monotonic() + _READY_S
+    while True:
+        with contextlib.suppress(OSError):
+            if ready():
+                return
+        if time.monotonic() > deadline:
+            raise RuntimeError(otherwise)
+        time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def revision() -> str:
+    """The commit that is measured."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

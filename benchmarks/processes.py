@@ -1,0 +1,99 @@
+"""Processes of one measurement: started, watched through /proc, ended by their ids."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_END_S: Final = 15.0
+
+
+@dataclass(slots=True)
+class Watched:
+    """A process, with its session: all that it starts."""
+
+    kind: str
+    """What its work is called: agent, model, rabbitmq, ..."""
+    pid: int
+    process: subprocess.Popen[bytes] | None = None
+    peak_bytes: int = 0
+    cpu_s: float = 0.0
+
+    def look(self) -> float:
+        """Read /proc: the CPU seconds used so far, by what lives and by children that ended."""
+        living = list(_session(self.pid))
+        if living:
+            self.cpu_s = sum(map(_cpu_s, living))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_peak_bytes, living)))
+        return self.cpu_s
+
+    def wait(self) -> int:
+        """Wait for its end; the exit code. What it used in all is known then."""
+        assert self.process is not None
+        _, status, used = os.wait4(self.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_s = used.ru_utime + used.ru_stime
+        self.peak_bytes = max(self.peak_bytes, used.ru_maxrss * 1024)
+        return self.process.returncode
+
+    def end(self) -> None:
+        """SIGTERM, then SIGKILL for the whole session."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(
+    kind: str,
+    command: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    listen: bool = False,
+) -> Watched:
+    """Start it in a session of its own; what it says goes to `log`, or with `listen` to a pipe."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if listen else output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+    return Watched(kind, process.pid, process)
+
+
+def _session(leader: int) -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.getsid(int(name)) == leader:
+                    yield int(name)
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / _TICKS
+
+
+def _peak_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

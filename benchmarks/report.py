@@ -1,0 +1,40 @@
+"""Measurements as a table for people."""
+
+from collections.abc import Sequence
+
+from benchmarks.measure import Measurement
+
+_KINDS = ("collect", "agent", "model", "tool", "verifier", "rabbitmq", "redis")
+
+
+def table(runs: Sequence[Measurement]) -> str:
+    """One line per measurement; CPU in ms per rollout, memory in MB."""
+    head = ["scenario", "rollouts", "in flight", "per s", "CPU ms", "whole run", *_KINDS]
+    head += ["MB", "added p50", "p99 ms", "efficiency", "first row s", "failed", "load"]
+    rows = [head, *(_line(run) for run in runs)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def _line(run: Measurement) -> list[str]:
+    kinds = [f"{run.cpu_ms[kind]:.2f}" if kind in run.cpu_ms else "-" for kind in _KINDS]
+    efficiency = "-" if run.efficiency is None else f"{run.efficiency:.3f}"
+    return [
+        run.scenario,
+        str(run.rollouts),
+        f"{run.in_flight_max}/{run.concurrency}",
+        f"{run.rollouts_per_s:.0f}",
+        f"{run.cpu_ms_total:.2f}",
+        f"{run.cpu_ms_whole_run:.2f}",
+        *kinds,
+        f"{run.peak_mb_total:.0f}",
+        f"{run.added_p50_ms:.1f}",
+        f"{run.added_p99_ms:.1f}",
+        efficiency,
+        f"{run.first_row_s:.2f}",
+        str(run.failed),
+        f"{run.load_before:.1f}",
+    ]

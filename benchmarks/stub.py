@@ -1,0 +1,216 @@
+"""A model that costs nothing: Chat Completions over raw sockets, in a process of its own.
+
+It answers a conversation with a tool call until that holds enough tool results, then with a text.
+Answers are built once; a request costs some 20 us, so it is never what limits a benchmark.
+
+    python -m benchmarks.stub PORT '{"steps": 2, "latency": "lognormal", "mean_s": 1.0}'
+
+It says `first` on stdout at its first request; `GET /stats` tells what it has seen.
+"""
+
+import asyncio
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import uvloop
+
+_TEXT: Final = "It is 4 degrees and it snows. " + "Take a coat with you. " * 20
+_SAMPLE_S: Final = 0.05
+#: Spread of the lognormal latency: a p99 of about three times the mean.
+_SIGMA: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StubOptions:
+    """How the model behaves."""
+
+    steps: int = 2
+    """Model calls per rollout; all but the last ask for the tool."""
+    tokens: int = 0
+    """Generated tokens per rollout, sent with ids and logprobs as vLLM does; 0 sends none."""
+    prompt_tokens: int = 500
+    """Length of `prompt_token_ids`, where tokens are sent."""
+    latency: str = "none"
+    """`none`, `fixed` or `lognormal`."""
+    mean_s: float = 0.0
+    seed: int = 0
+
+
+class Model:
+    """Answers by how far the conversation is, and what it has seen so far."""
+
+    def __init__(self, options: StubOptions) -> None:
+        self._options = options
+        self._answers = [_answer(options, step) for step in range(options.steps)]
+        self._chance = random.Random(options.seed)
+        self.requests = 0
+        self.in_flight = 0
+        self.in_flight_max = 0
+        self.samples: list[tuple[float, int, int]] = []
+        """(seconds, requests so far, in flight) every 50 ms."""
+
+    def answer(self, body: bytes) -> bytes:
+        """The whole HTTP answer."""
+        done = body.count(b'"tool_call_id"')
+        return self._answers[min(done, self._options.steps - 1)]
+
+    def latency_s(self) -> float:
+        """How long this answer takes."""
+        mean_s = self._options.mean_s
+        match self._options.latency:
+            case "fixed":
+                return mean_s
+            case "lognormal":
+                return self._chance.lognormvariate(math.log(mean_s) - _SIGMA**2 / 2, _SIGMA)
+        return 0.0
+
+    def began(self) -> None:
+        if not self.requests:
+            sys.stdout.write("first\n")
+            sys.stdout.flush()
+        self.requests += 1
+        self.in_flight += 1
+        self.in_flight_max = max(self.in_flight_max, self.in_flight)
+
+    def stats(self) -> bytes:
+        """An HTTP answer with all that was counted."""
+        return _http(
+            {
+                "requests": self.requests,
+                "in_flight_max": self.in_flight_max,
+                "samples": self.samples,
+                "options": asdict(self._options),
+            }
+        )
+
+    async def sample(self) -> None:
+        """Note how many are in flight, for ever."""
+        started = time.monotonic()
+        while True:
+            self.samples.append((time.monotonic() - started, self.requests, self.in_flight))
+            await asyncio.sleep(_SAMPLE_S)
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection; requests on it come one after another."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            at = head.find(b"content-length:")
+            size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self._buffer) < end + 4 + size:
+                return
+            body = self._buffer[end + 4 : end + 4 + size]
+            self._buffer = self._buffer[end + 4 + size :]
+            self._serve(head, body)
+
+    def _serve(self, head: bytes, body: bytes) -> None:
+        if head.startswith(b"get /stats"):
+            self._transport.write(self._model.stats())
+        elif head.startswith(b"get "):
+            self._transport.write(_http({"object": "list", "data": []}))
+        else:
+            self._model.began()
+            answer = self._model.answer(body)
+            delay_s = self._model.latency_s()
+            if delay_s > 0:
+                self._loop.call_later(delay_s, self._send, answer)
+            else:
+                self._loop.call_soon(self._send, answer)
+
+    def _send(self, answer: bytes) -> None:
+        self._model.in_flight -= 1
+        if not self._transport.is_closing():
+            self._transport.write(answer)
+
+
+def _answer(options: StubOptions, step: int) -> bytes:
+    last = step == options.steps - 1
+    message: dict[str, Any] = {"role": "assistant", "content": _TEXT if last else None}
+    if not last:
+        call = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+        message["tool_calls"] = [{"id": f"call_{step}", "type": "function", "function": call}]
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": message,
+        "finish_reason": "stop" if last else "tool_calls",
+    }
+    count = options.tokens // options.steps
+    answer: dict[str, Any] = {
+        "id": f"chatcmpl-{step}",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "bench",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
+    }
+    if count:
+        _add_tokens(answer, choice, options, step, count)
+    return _http(answer)
+
+
+def _add_tokens(
+    answer: dict[str, Any], choice: dict[str, Any], options: StubOptions, step: int, count: int
+) -> None:
+    """As vLLM answers `return_token_ids` and `logprobs`."""
+    chance = random.Random(step)
+    ids = [chance.randrange(150_000) for _ in range(count)]
+    answer["prompt_token_ids"] = [
+        chance.randrange(150_000) for _ in range(options.prompt_tokens * (step + 1))
+    ]
+    answer["usage"] |= {"completion_tokens": count}
+    choice["token_ids"] = ids
+    choice["logprobs"] = {
+        "content": [
+            {
+                "token": f"token_id:{id_}",
+                "logprob": -chance.random() * 3,
+                "bytes": [116, 111, 107],
+                "top_logprobs": [],
+            }
+            for id_ in ids
+        ]
+    }
+
+
+def _http(answer: dict[str, Any]) -> bytes:
+    body = json.dumps(answer).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+async def serve(port: int, options: StubOptions) -> None:
+    """Answer on 127.0.0.1 until the process ends."""
+    model = Model(options)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(model), "127.0.0.1", port, backlog=20_000, reuse_address=True
+    )
+    async with server:
+        await model.sample()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve on the port and with the options (JSON) given."""
+    uvloop.run(serve(int(argv[0]), StubOptions(**json.loads(argv[1]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
