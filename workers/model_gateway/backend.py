@@ -70,6 +70,7 @@ class Retryable(BackendError):
         kind: ErrorKind = "infra",
         retry_after_s: float | None = None,
         throttled: bool = False,
+        healthy: bool = False,
         max_tries: int = MAX_TRIES,
     ) -> None:
         super().__init__(message)
@@ -78,7 +79,9 @@ class Retryable(BackendError):
         self.retry_after_s = retry_after_s
         """The provider asked us to wait this long; None where it said nothing."""
         self.throttled = throttled
-        """Too many requests: the endpoint is alive, so this says nothing about its health."""
+        """Too many requests."""
+        self.healthy = healthy or throttled
+        """The endpoint works, so this does not count against it."""
         self.max_tries = max_tries
         """The call is given up after this many tries that failed."""
 

@@ -20,6 +20,10 @@ class Unconvertible(ValueError):
     """An item that Chat Completions has no words for."""
 
 
+#: What reading hostile items or messages can raise.
+UNSENDABLE: Final = (Unconvertible, AttributeError, KeyError, TypeError, ValueError)
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What a server's Chat Completions calls things."""

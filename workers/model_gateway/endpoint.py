@@ -64,7 +64,7 @@ class Endpoint:
         except Retryable as e:
             if e.throttled:
                 self.congestion.answered(throttled=True)
-            elif self.health.failed(str(e)):
+            elif not e.healthy and self.health.failed(str(e)):
                 log.warning("endpoint is down", extra={"endpoint": self.url, "why": str(e)})
                 self._went_down.set()
                 changed()

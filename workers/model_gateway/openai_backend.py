@@ -6,6 +6,7 @@ read from their bytes, within a size, since a provider's JSON may be anything.
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
@@ -22,19 +23,17 @@ from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import (
     OPEN_SERVER,
     OPENAI,
-    Unconvertible,
+    UNSENDABLE,
     chat_tools,
     messages_of,
 )
 from workers.model_gateway.failures import status_error
 from workers.model_gateway.fields import chat_fields, responses_fields
+from workers.model_gateway.http import joined
 from workers.model_gateway.masking import masked
 from workers.model_gateway.transport import AiohttpTransport
 
-#: A longer answer would not fit a message, and 1,000 of them not the gateway.
-MAX_ANSWER_BYTES: Final = 12 * 1024 * 1024
-_TOO_LARGE_TRIES: Final = 2
-_UNSENDABLE = (Unconvertible, AttributeError, KeyError, TypeError, ValueError)
+_OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 
 
 class OpenAIBackend:
@@ -50,23 +49,26 @@ class OpenAIBackend:
         """Ask once (backend.Backend)."""
         try:
             path, body = self._body(request)
-        except _UNSENDABLE as e:
+        except UNSENDABLE as e:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
         answer = json_object(await self._post(path, body, request))
         read = responses_result if self._responses else chat_result
         return read(answer, request, self._config.price, time.monotonic() - started)
 
-    async def check(self, timeout_s: float) -> None:
-        """Whether the endpoint answers and takes our key. Raises BackendError."""
+    async def owners(self, timeout_s: float) -> set[str]:
+        """Who owns the models listed there; empty where none are. Raises BackendError."""
         async with self._typed_errors(timeout_s), asyncio.timeout(timeout_s):
-            with contextlib.suppress(openai.NotFoundError):  # there, but it lists no models
-                await self._client.models.with_raw_response.list()
+            try:
+                answer = await self._client.models.with_raw_response.list()
+            except (openai.NotFoundError, openai.BadRequestError):  # there, but lists no models
+                return set()
+            return set(_OWNED_BY.findall(answer.text))
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anything but a server error is answered there (endpoint.Probed)."""
         try:
-            await self.check(timeout_s)
+            await self.owners(timeout_s)
         except Retryable as e:
             return e.throttled
         except BackendError:
@@ -131,14 +133,7 @@ class OpenAIBackend:
             extra_headers=headers,
             timeout=httpx2.Timeout(request.timeout_s),
         ) as response:
-            chunks, size = [], 0
-            async for chunk in response.iter_bytes():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_ANSWER_BYTES:
-                    what = f"the answer is larger than {MAX_ANSWER_BYTES} bytes"
-                    raise Retryable(what, kind="model", max_tries=_TOO_LARGE_TRIES)
-            return b"".join(chunks)
+            return await joined(response.iter_bytes())
 
     def _masked(self, text: str) -> str:
         azure = self._config.azure

@@ -8,12 +8,14 @@ from broker.errors import Unreachable
 from broker.journal.base import Journal
 from broker.masking import mask_url
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
-from workers.model_gateway.config import ModelConfig
-from workers.model_gateway.endpoint import Endpoint
+from workers.model_gateway.config import ModelConfig, chosen_api
+from workers.model_gateway.endpoint import Endpoint, Probed
 from workers.model_gateway.gateway import ModelGateway
 from workers.model_gateway.openai_backend import OpenAIBackend
 from workers.model_gateway.pool import EndpointPool
+from workers.model_gateway.recognised import RecognisedBackend
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
+from workers.model_gateway.vllm_backend import VllmBackend
 from workers.spec import EnvironmentSpec
 from workers.threads import Threads
 
@@ -44,9 +46,17 @@ async def open_gateway(
 def endpoints(config: ModelConfig) -> list[Endpoint]:
     """The replicas of one model. Nothing is sent yet."""
     return [
-        Endpoint(mask_url(url), OpenAIBackend(config, url), config.max_concurrency)
+        Endpoint(mask_url(url), _backend(config, url), config.max_concurrency)
         for url in config.urls
     ]
+
+
+def _backend(config: ModelConfig, url: str) -> Probed:
+    if config.api == "vllm":
+        return VllmBackend(config, url)
+    if config.azure is None and config.api == "auto" and chosen_api("auto", url) == "chat":
+        return RecognisedBackend(config, url)
+    return OpenAIBackend(config, url)
 
 
 async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> None:
@@ -57,7 +67,7 @@ async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> Non
     for url in config.urls:
         backend = OpenAIBackend(config, url)
         try:
-            await backend.check(timeout_s)
+            await backend.owners(timeout_s)
         except (BackendError, TimeoutError) as e:
             raise Unreachable(_advice(config, mask_url(url), e)) from e
         finally:

@@ -1,0 +1,65 @@
+"""An endpoint that is asked what it is, with the first call: vLLM gets the fast path."""
+
+import asyncio
+from typing import Final
+
+from broker.messages import ModelResult
+from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.congestion import EngineLoad
+from workers.model_gateway.openai_backend import OpenAIBackend
+from workers.model_gateway.vllm_backend import VllmBackend
+
+_RECOGNISE_S: Final = 10.0
+
+
+class RecognisedBackend:
+    """Chat Completions at an unknown server; at vLLM, with tokens.
+
+    While nobody answers nobody is recognised: a vLLM that is still starting never costs a rollout
+    its tokens.
+    """
+
+    def __init__(self, config: ModelConfig, base_url: str) -> None:
+        self._chat = OpenAIBackend(config, base_url)
+        self._vllm = VllmBackend(config, base_url)
+        self._chosen: OpenAIBackend | VllmBackend | None = None
+        self._asking: asyncio.Task[OpenAIBackend | VllmBackend] | None = None
+
+    async def generate(self, request: BackendRequest) -> ModelResult:
+        """Ask once (backend.Backend)."""
+        return await (await self._backend()).generate(request)
+
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether anybody answers there (endpoint.Probed)."""
+        return await (self._chosen or self._chat).alive(timeout_s)
+
+    async def load(self) -> EngineLoad | None:
+        """vLLM's own figures."""
+        return await self._vllm.load()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._asking is not None:
+            self._asking.cancel()
+        await self._chat.close()
+        await self._vllm.close()
+
+    async def _backend(self) -> OpenAIBackend | VllmBackend:
+        if self._chosen is not None:
+            return self._chosen
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._recognise())
+            self._asking.add_done_callback(_seen)
+        return await asyncio.shield(self._asking)
+
+    async def _recognise(self) -> OpenAIBackend | VllmBackend:
+        is_vllm = "vllm" in await self._chat.owners(_RECOGNISE_S)
+        self._chosen = self._vllm if is_vllm else self._chat
+        return self._chosen
+
+
+def _seen(task: asyncio.Task[OpenAIBackend | VllmBackend]) -> None:
+    """Whoever waited has got its failure; there may be nobody left."""
+    if not task.cancelled():
+        task.exception()

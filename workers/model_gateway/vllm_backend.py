@@ -1,0 +1,259 @@
+"""A vLLM server, the fast way: chat with token ids and logprobs, read straight into packed arrays.
+
+What the engine sampled is what is recorded: every call's whole prompt as token ids, its generated
+ids with the end token, and their logprobs, all or nothing. All sampling parameters are sent, since
+the server's generation config would fill in what is left out.
+"""
+
+import asyncio
+import contextlib
+import time
+from array import array
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from broker import codec
+from broker.messages import ModelResult, Tokens, VersionSpan
+from workers.model_gateway.answer_chat import chat_usage
+from workers.model_gateway.answers import completed
+from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.congestion import EngineLoad
+from workers.model_gateway.conversion import UNSENDABLE, assistant_items, chat_tools, messages_of
+from workers.model_gateway.failures import status_error, unusable
+from workers.model_gateway.fields import chat_fields
+from workers.model_gateway.http import new_session, read_bounded
+from workers.model_gateway.masking import masked
+from workers.model_gateway.versions import VersionReader
+
+#: What vLLM samples with when nobody says otherwise.
+_SAMPLING: Final = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+_TOKENS: Final = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
+#: They drop ids, logprobs or calls that stay in the tokens.
+_NEVER_SENT: Final = ("include_reasoning", "parallel_tool_calls")
+_LOAD_TIMEOUT_S: Final = 5.0
+
+
+class _Logprob(msgspec.Struct, gc=False):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Logprob] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: dict[str, Any]
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice]
+    id: str = ""
+    model: str = ""
+    prompt_token_ids: list[int] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class VllmBackend:
+    """One vLLM server."""
+
+    def __init__(self, config: ModelConfig, base_url: str) -> None:
+        self._config = config
+        self._base = base_url.rstrip("/")
+        self._root = self._base.removesuffix("/v1")
+        self._session: aiohttp.ClientSession | None = None
+        self._decoder = msgspec.json.Decoder(_Answer)
+        self._versions = VersionReader(self._weight_info)
+
+    async def generate(self, request: BackendRequest) -> ModelResult:
+        """Ask once (backend.Backend)."""
+        try:
+            body = msgspec.json.encode(chat_body(request))
+        except UNSENDABLE as e:
+            raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
+        started = time.monotonic()
+        async with self._typed_errors(request.timeout_s), asyncio.timeout(request.timeout_s):
+            before = await self._versions.known()
+            answer = self._read(await self._post(f"{self._base}/chat/completions", body))
+            versions = await self._versions.span(before)
+        seconds = time.monotonic() - started
+        return self._result(answer, request, versions, seconds)
+
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether the engine says it is healthy (endpoint.Probed)."""
+        try:
+            async with self._typed_errors(timeout_s), asyncio.timeout(timeout_s):
+                await self._get(f"{self._root}/health")
+        except Retryable:
+            return False
+        except BackendError:
+            pass
+        return True
+
+    async def load(self) -> EngineLoad | None:
+        """The engine's own figures; None where it has no metrics."""
+        try:
+            async with self._typed_errors(_LOAD_TIMEOUT_S), asyncio.timeout(_LOAD_TIMEOUT_S):
+                return engine_load((await self._get(f"{self._root}/metrics")).decode())
+        except Retryable:
+            return EngineLoad(running=0, waiting=0, kv_used=0.9)  # unknown: neither up nor down
+        except (BackendError, UnicodeDecodeError):
+            return None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(self, url: str, body: bytes) -> bytes:
+        headers = {"content-type": "application/json", **self._authorization()}
+        async with self._open().post(url, data=body, headers=headers) as answer:
+            return await self._checked(answer)
+
+    async def _get(self, url: str) -> bytes:
+        async with self._open().get(url, headers=self._authorization()) as answer:
+            return await self._checked(answer)
+
+    async def _checked(self, answer: aiohttp.ClientResponse) -> bytes:
+        body = await read_bounded(answer)
+        if answer.status != 200:
+            text = self._masked(body.decode(errors="replace"))
+            raise status_error(answer.status, text, answer.headers)
+        return body
+
+    async def _weight_info(self) -> int | None:
+        """The engine's policy version; None where it has none, or is not in dev mode."""
+        try:
+            info = msgspec.json.decode(await self._get(f"{self._root}/weight_info"))
+        except Refused:
+            return None
+        except msgspec.DecodeError as e:
+            raise unusable(f"its weight info is not JSON ({e})") from e
+        return version_in(info)
+
+    def _read(self, body: bytes) -> _Answer:
+        try:
+            answer = self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise unusable(f"it is no chat completion ({e})") from e
+        if not answer.choices:
+            raise unusable("it has no choices")
+        if answer.choices[0].finish_reason == "abort":  # the engine's doing, not the model's
+            raise Retryable("the engine aborted the request", healthy=True)
+        return answer
+
+    def _result(
+        self,
+        answer: _Answer,
+        request: BackendRequest,
+        versions: VersionSpan | None,
+        seconds: float,
+    ) -> ModelResult:
+        choice = answer.choices[0]
+        tokens = _tokens(answer, choice)
+        try:
+            items = completed(assistant_items(choice.message), request)
+        except UNSENDABLE as e:
+            raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
+        return ModelResult(
+            items=codec.pack(items),
+            finish_reason=_finish_reason(choice, request),
+            usage=chat_usage(answer.usage, self._config.price),
+            tokens=tokens,
+            versions=versions,
+            model=answer.model,
+            response_id=answer.id,
+            seconds=seconds,
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = new_session()
+        return self._session
+
+    def _authorization(self) -> dict[str, str]:
+        key = self._config.api_key
+        return {"authorization": f"Bearer {key.reveal()}"} if key else {}
+
+    def _masked(self, text: str) -> str:
+        return masked(text, (self._config.api_key,))
+
+    @contextlib.asynccontextmanager
+    async def _typed_errors(self, timeout_s: float) -> AsyncIterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise Retryable(f"no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, ConnectionError) as e:
+            why = self._masked(f"{type(e).__name__}: {e}")
+            raise Retryable(f"the connection failed: {why}") from None
+
+
+def chat_body(request: BackendRequest) -> dict[str, Any]:
+    """The Chat Completions request that makes vLLM tell the tokens."""
+    fields = _SAMPLING | chat_fields(request.options, length_field="max_tokens")
+    body = {
+        "model": request.model,
+        "messages": messages_of(request.items),
+        "request_id": request.request_id,
+        **{key: value for key, value in fields.items() if key not in _NEVER_SENT},
+        **_TOKENS,
+    }
+    return body | {"tools": chat_tools(request.tools)} if request.tools else body
+
+
+def _tokens(answer: _Answer, choice: _Choice) -> Tokens | None:
+    """The call's tokens, all or nothing. Raises Retryable where they don't fit each other."""
+    logprobs = choice.logprobs.content if choice.logprobs else None
+    if answer.prompt_token_ids is None or choice.token_ids is None or logprobs is None:
+        return None
+    if len(logprobs) != len(choice.token_ids):
+        raise unusable(f"{len(choice.token_ids)} tokens with {len(logprobs)} logprobs")
+    return Tokens(
+        prompt_ids=array("i", answer.prompt_token_ids).tobytes(),
+        generated_ids=array("i", choice.token_ids).tobytes(),
+        logprobs=array("f", [token.logprob for token in logprobs]).tobytes(),
+    )
+
+
+def _finish_reason(choice: _Choice, request: BackendRequest) -> str:
+    """vLLM says `tool_calls` as soon as one was parsed, even if the answer was cut after it."""
+    limit = request.options.get("max_output_tokens")
+    if limit and choice.token_ids is not None and len(choice.token_ids) >= limit:
+        return "length"
+    return choice.finish_reason or "stop"
+
+
+def version_in(info: object) -> int | None:
+    """The version in an answer of /weight_info: a free string, ours when it is a number."""
+    value = info.get("weight_version", info.get("version")) if isinstance(info, Mapping) else None
+    return int(value) if isinstance(value, str | int) and str(value).isdecimal() else None
+
+
+def engine_load(metrics: str) -> EngineLoad | None:
+    """The load in vLLM's Prometheus text, over all its engines; None where it is not there."""
+    values: dict[str, list[float]] = {}
+    for line in metrics.splitlines():
+        if line.startswith("vllm:"):
+            name, _, rest = line.partition("{")
+            with contextlib.suppress(ValueError):
+                values.setdefault(name.split(" ")[0], []).append(float(rest.rpartition(" ")[2]))
+    if "vllm:num_requests_running" not in values:
+        return None
+    return EngineLoad(
+        running=sum(values["vllm:num_requests_running"]),
+        waiting=sum(values.get("vllm:num_requests_waiting", [])),
+        kv_used=max(values.get("vllm:kv_cache_usage_perc", [0.0])),
+    )
