@@ -1,19 +1,22 @@
 """Whether two mathematical answers are the same, as safe as model output is hostile.
 
-`math-verify` decides, in a child process with limits on CPU time and memory: `9^{9^{9}}` in an
-answer ends that child, never a worker. Children are forked from a server that has the library
-loaded, which takes some 20 ms; equal texts need no child at all.
+`math-verify` decides, in a process with limits on CPU time and memory: `9^{9^{9}}` in an answer
+ends that process, never a worker. A small server that has the library loaded forks one for each
+comparison, which takes some milliseconds; equal texts need none at all.
 """
 
 import importlib.util
-import multiprocessing
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
+import threading
 import unicodedata
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+import weakref
+from collections.abc import Callable
 from typing import Final
-
-from warren.equivalence_child import compare
 
 #: Answers that are longer are wrong: no final answer needs more, and parsers are slow on nonsense.
 MAX_CHARS: Final = 400
@@ -26,62 +29,89 @@ _UNIT: Final = re.compile(
     r"(?:\s*\})?(\^\{?[23]\}?)?\s*\.?$"
 )
 
-
-def math_equal(said: str, expected: str) -> bool:
-    """Whether `said` is `expected`: as a number, an expression, a set, an interval, an equation.
-
-    Both are LaTeX or plain text without `\\boxed`. Units are compared where both have one. What
-    is too long, too slow or no mathematics is not equal. Runs in a thread's time, not the event
-    loop's: call it from a reward that is not `async`.
-
-    Raises:
-        RuntimeError: the extra `math` is not installed, or no child could be started; that is
-            our failure, so it must not become a reward of 0.
-    """
-    said, expected = _plain(said), _plain(expected)
-    if not said or len(said) > MAX_CHARS:
-        return False
-    if said == expected:
-        return True
-    if (unit := _unit(said)) and (wanted := _unit(expected)) and unit != wanted:
-        return False
-    if importlib.util.find_spec("math_verify") is None:
-        raise RuntimeError("math_equal needs math-verify: pip install 'warren[math]'")
-    return _in_child(said, expected)
+_SHORT: Final = {"litre": "l", "liter": "l", "hour": "h", "minute": "min", "second": "s"}
 
 
-def _in_child(said: str, expected: str) -> bool:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warren.equivalence_warm"])
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=compare, args=(send, said, expected), daemon=True)
-    child.start()
-    send.close()
-    try:
-        return _verdict(receive, child)
-    finally:
-        child.kill()
-        child.join()
-        child.close()
-        receive.close()
+class MathEquality:
+    """Compares answers; one per environment is enough. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._end: Callable[[], object] = lambda: None
+
+    def equal(self, said: str, expected: str) -> bool:
+        """Whether `said` is `expected`: as a number, an expression, a set, an interval, ...
+
+        Both are LaTeX or plain text, without `\\boxed`. Units are compared where both have one.
+        What is too long, too slow or no mathematics at all is not equal. Blocks for some
+        milliseconds, so call it from a reward that is not `async`.
+
+        Raises:
+            RuntimeError: the extra `math` is not installed, or no process could be had: our
+                failure, which must not become a reward of 0.
+        """
+        said, expected = _plain(said), _plain(expected)
+        if not said or len(said) > MAX_CHARS:
+            return False
+        if said == expected:
+            return True
+        number, unit = _split(said)
+        wanted, its_unit = _split(expected)
+        if unit and its_unit and unit != its_unit:
+            return False
+        if unit == its_unit or len(unit or its_unit) > 1:  # "3m" may be three times m
+            said, expected = number, wanted
+        return said == expected or self._compare(json.dumps([said, expected]).encode())
+
+    def close(self) -> None:
+        """End the server, if there is one; the next comparison starts it again."""
+        self._end()
+
+    def _compare(self, question: bytes) -> bool:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, self._lock:
+                socket.send_fds(self._running(), [b"?"], [theirs.fileno()])
+            ours.settimeout(_PATIENCE_S)
+            ours.sendall(question)
+            ours.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: ours.recv(2), b""))
+        if not answer:
+            raise RuntimeError("the process that compares answers did not start")
+        return answer == b"r1"
+
+    def _running(self) -> socket.socket:
+        if self._server is None or self._control is None or self._server.poll() is not None:
+            if importlib.util.find_spec("math_verify") is None:
+                raise RuntimeError(
+                    "comparing mathematics needs math-verify: pip install 'warren[math]'"
+                )
+            self._end()
+            self._control, theirs = socket.socketpair()
+            with theirs:
+                self._server = _start(theirs.fileno())
+            self._end = weakref.finalize(self, _stop, self._server, self._control)
+        return self._control
 
 
-def _verdict(receive: Connection, child: ForkServerProcess) -> bool:
-    """Two words: that it is there, and whether they are equal. Ended by a limit, it says one."""
-    try:
-        there = receive.poll(_PATIENCE_S) and receive.recv()
-    except EOFError:
-        there = False
-    if not there:
-        child.kill()
-        child.join()
-        raise RuntimeError(f"the process that compares answers ended with {child.exitcode}")
-    if not receive.poll(_PATIENCE_S):
-        raise RuntimeError(f"comparing answers took longer than {_PATIENCE_S:g} s")
-    try:
-        return bool(receive.recv())
-    except EOFError:
-        return False
+def _start(fd: int) -> subprocess.Popen[bytes]:
+    """Without our environment variables: keys have no place beside hostile text."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "warren.equivalence_child", str(fd)],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        start_new_session=True,  # Ctrl-C is for us
+    )
+
+
+def _stop(server: subprocess.Popen[bytes], control: socket.socket) -> None:
+    control.close()
+    server.kill()
+    server.wait()
 
 
 def _plain(text: str) -> str:
@@ -120,10 +150,10 @@ _SIGNS: Final = {
 }
 
 
-def _unit(text: str) -> str:
+def _split(text: str) -> tuple[str, str]:
+    """A quantity's number and unit; an empty unit where there is none that we know."""
     match = _UNIT.search(text)
     if match is None:
-        return ""
-    name = {"liter": "litre", "h": "hour", "min": "minute", "s": "second", "l": "litre"}
+        return text, ""
     word = match[1] if len(match[1]) == 1 else match[1].removesuffix("s")
-    return name.get(word, word) + re.sub(r"\D", "", match[2] or "")
+    return text[: match.start()], _SHORT.get(word, word) + re.sub(r"\D", "", match[2] or "")

@@ -1,26 +1,49 @@
-"""The process in which `math_equal` compares: limits first, then what may be hostile."""
+"""`python -m warren.equivalence_child FD`: forks a process for each comparison, with limits.
 
+Started by `MathEquality`. Loads math-verify once and warms it up, so that a fork compares in some
+milliseconds. FD is a socket that hands over one socket per comparison, and ends it when closed.
+"""
+
+import json
 import logging
+import os
 import resource
-from multiprocessing.connection import Connection
+import signal
+import socket
+import sys
 from typing import Final
 
-_CPU_S: Final = 4
-_MEMORY_BYTES: Final = 2 * 1024**3
+#: Limits of one comparison; ordinary ones take milliseconds.
+CPU_S: Final = 2
+MEMORY_BYTES: Final = 2 * 1024**3
+
+_WARM_UP: Final = (("\\frac{1}{2}", "0.5"), ("x^2+2x+1", "(x+1)^2"), ("(1,2)", "[1, 2)"))
 
 
-def compare(send: Connection, said: str, expected: str) -> None:
-    """Say True once the library is there, then whether the two are equal."""
-    import math_verify
+def serve(control: socket.socket) -> None:
+    """Fork for every socket that arrives, until there are no more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    for said, expected in _WARM_UP:  # parsers and simplifiers load their tables at first use
+        equal(said, expected)
+    while fds := socket.recv_fds(control, 1, 1)[1]:
+        if os.fork() == 0:
+            control.close()
+            _answer(fds[0])
+            os._exit(0)
+        os.close(fds[0])
 
-    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
-    _limit()
-    send.send(True)
-    send.send(equal(said, expected))
+
+def _answer(fd: int) -> None:
+    """`r` for ready, then `1` or `0`; whoever a limit ends says no more."""
+    with socket.socket(fileno=fd) as asker, asker.makefile("rb") as questions:
+        said, expected = json.loads(questions.read())
+        _limit()
+        asker.sendall(b"r")
+        asker.sendall(b"1" if equal(said, expected) else b"0")
 
 
 def equal(said: str, expected: str) -> bool:
-    """Unlimited: math-verify's own timeouts are off, since they miss loops inside C code."""
+    """Without the library's own timeouts: their signals don't reach loops inside C code."""
     from math_verify import parse, verify
 
     gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (expected, said))
@@ -28,8 +51,12 @@ def equal(said: str, expected: str) -> bool:
 
 
 def _limit() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    until = int(used.ru_utime + used.ru_stime) + 1 + _CPU_S
-    resource.setrlimit(resource.RLIMIT_CPU, (until, until))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))  # a fork begins at 0
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    logging.disable()  # nobody reads them, and what they quote may be hostile
+    serve(socket.socket(fileno=int(sys.argv[1])))
