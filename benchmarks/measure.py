@@ -196,7 +196,8 @@ def _collect(
 
 
 def _hear_first(stub: Watched, collector: Watched, folder: Path) -> None:
-    assert stub.process is not None and stub.process.stdout is not None
+    assert stub.process is not None
+    assert stub.process.stdout is not None
     assert collector.process is not None
     os.set_blocking(stub.process.stdout.fileno(), False)
     while not stub.process.stdout.readline():
