@@ -5,6 +5,8 @@ Everything that an environment's file needs is imported from here.
 
 from typing import TYPE_CHECKING
 
+from broker.messages import Limits as RolloutLimits
+from broker.messages import Sampling
 from warren.checks import InvalidEnvironment
 from warren.environment import Environment, Task
 from warren.equivalence import MathEquality
@@ -20,6 +22,9 @@ from warren.sandbox import (
     run_tests,
     shell,
 )
+from workers.agent.context import AgentTask, Context, ModelFailed, ModelReply, ToolReply
+from workers.agent.conversation import Conversation
+from workers.agent.loop import single_turn, tool_loop
 from workers.spec import Item, PolicyRequest, Rollout, VerifierContext, message_text
 
 if TYPE_CHECKING:
@@ -28,18 +33,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentTask",
     "CallCase",
+    "Context",
+    "Conversation",
     "Environment",
     "InvalidEnvironment",
     "Item",
     "Limits",
     "MathEquality",
+    "ModelFailed",
+    "ModelReply",
     "PolicyRequest",
     "ProgramCase",
     "Rollout",
+    "RolloutLimits",
+    "Sampling",
     "SandboxResult",
     "Task",
     "TestReport",
+    "ToolReply",
     "TrainerClient",
     "VerifierContext",
     "list_environments",
@@ -49,6 +62,8 @@ __all__ = [
     "run_code",
     "run_tests",
     "shell",
+    "single_turn",
+    "tool_loop",
 ]
 
 
