@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from broker import codec
 from broker.base import Broker, Outgoing
+from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable
 from broker.journal.base import Runs
 from broker.messages import Task
@@ -200,6 +201,7 @@ class Publisher:
             enqueued_at=time.time(),
         )
         await publish_patiently(self._broker, task_message(task))
+        crash_at("publisher.after_publish")
         del self._unconfirmed[instance.id]
         self._confirmed += 1
         self._changed.set()

@@ -15,6 +15,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Outgoing
+from broker.crashpoints import crash_at
 from broker.journal.base import (
     Begun,
     CallRef,
@@ -100,11 +101,14 @@ class Executor:
             case Gone():
                 self._reply(call, "", "gone")
             case Go() as go:
+                crash_at("executor.after_begin")
                 done = await work(go)
+                crash_at("executor.after_work")
                 if isinstance(done, Postponed):
                     again = dataclasses.replace(call, tries=call.tries + done.tries, force=False)
                     return Later(done.delay_s, codec.encode(again))
                 await self._finish(call, ref, go, done)
+                crash_at("executor.after_reply")
         return Ack()
 
     async def _begin(self, call: Call, ref: CallRef) -> Begun:
@@ -126,6 +130,7 @@ class Executor:
             )
             match finished:
                 case Finished(result, _, inbox):
+                    crash_at("executor.after_finish")
                     return self._reply(call, inbox, "result", result)
                 case Gone():
                     return self._reply(call, "", "gone")

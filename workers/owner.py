@@ -16,6 +16,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
+from broker.crashpoints import crash_at
 from broker.errors import BrokerError, JournalUnavailable, WireError
 from broker.journal.base import (
     LEASE_RENEW_S,
@@ -137,7 +138,10 @@ class Owner:
         waiting = self._waiting[ask.path] = _Waiting(ask)
         try:
             await self._publish(waiting)
-            return await self._answer(waiting)
+            crash_at("owner.after_publish")
+            answer = await self._answer(waiting)
+            crash_at("owner.after_reply")
+            return answer
         except TimeoutError:
             return await self._give_up(waiting)
         finally:

@@ -17,6 +17,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
+from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge
 from broker.journal.base import Committed, Journal, Owned, Run, Runs
 from broker.messages import Failure, Task, Trajectory
@@ -206,6 +207,7 @@ class AgentWorker:
         """Take the rollout and run it, again if another attempt has replaced this one."""
         while True:
             taken = await self._inbox.take(task.journal_key)
+            crash_at("agent.after_take")
             match taken:
                 case Committed():
                     return Ack()
@@ -252,7 +254,9 @@ class AgentWorker:
                 else:
                     trajectory = failed_trajectory(owner, task, refusal)
                 await self._publish(task, trajectory)
+                crash_at("agent.after_trajectory")
                 await self._journal.ended(key, run.epoch)
+                crash_at("agent.after_ended")
         except asyncio.CancelledError:
             await self._let_go(key, run)
             raise

@@ -38,9 +38,10 @@ class ToolWorker:
         executor: Executor,
         *,
         max_lost: int = MAX_LOST,
+        unhealthy: asyncio.Event | None = None,
         child: Sequence[str] = CHILD,
     ) -> None:
-        self.unhealthy = asyncio.Event()
+        self.unhealthy = unhealthy or asyncio.Event()
         """Set when too many functions never returned: stop, let a supervisor start a new one."""
         self._environments = environments
         self._executor = executor
