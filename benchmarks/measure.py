@@ -93,7 +93,7 @@ def _write_input(folder: Path, scenario: Scenario, port: int) -> None:
             tasks.write(json.dumps(row) + "\n")
     (folder / "warren.toml").write_text(
         f'[models."bench"]\nbase_urls = ["http://127.0.0.1:{port}/v1"]\n'
-        f'api = "chat"\nmax_concurrency = {scenario.concurrency * 2}\n',
+        f"max_concurrency = {scenario.concurrency * 2}\n",
         encoding="utf-8",
     )
 

@@ -78,8 +78,12 @@ class Model:
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
-    def stats(self) -> bytes:
-        """An HTTP answer with all that was counted."""
+    def tell(self, path: bytes) -> bytes:
+        """The HTTP answer to a GET: what was counted, or that we are a vLLM server."""
+        if path == b"/v1/models":
+            return _http({"object": "list", "data": [{"id": "bench", "owned_by": "vllm"}]})
+        if path != b"/stats":
+            return _http({"error": "not found"}, status="404 Not Found")
         return _http(
             {
                 "requests": self.requests,
@@ -122,10 +126,8 @@ class Connection(asyncio.Protocol):
             self._serve(head, body)
 
     def _serve(self, head: bytes, body: bytes) -> None:
-        if head.startswith(b"get /stats"):
-            self._transport.write(self._model.stats())
-        elif head.startswith(b"get "):
-            self._transport.write(_http({"object": "list", "data": []}))
+        if head.startswith(b"get "):
+            self._transport.write(self._model.tell(head.split(b" ", 2)[1]))
         else:
             self._model.began()
             answer = self._model.answer(body)
@@ -190,9 +192,9 @@ def _add_tokens(
     }
 
 
-def _http(answer: dict[str, Any]) -> bytes:
+def _http(answer: dict[str, Any], status: str = "200 OK") -> bytes:
     body = json.dumps(answer).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
 
