@@ -145,7 +145,7 @@ def plan(text: str) -> list[tuple[str, dict[str, str]]]:
 
 @env.policy
 def scripted(request: PolicyRequest) -> list[Item] | str:
-    """One call per step; by task and repeat it forgets the last one, or writes all in lower case."""
+    """One call per step; by task and repeat it forgets the last, or writes all in lower case."""
     luck = random.Random(request.rollout.partition("/")[2]).random()  # the same in every run
     text = " ".join(message_text(item) for item in request.items if item.get("role") == "user")
     outputs = [i["output"] for i in request.items if i.get("type") == "function_call_output"]
