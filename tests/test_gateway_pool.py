@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 
+from broker.messages import Usage
 from broker.topology import Lane
 from tests.support import provider
 from tests.support.gateway import config, output, serving
+from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.congestion import Congestion, EngineLoad
 from workers.model_gateway.endpoint import Endpoint
 from workers.model_gateway.health import FAILURES_IN_A_ROW, LEAST_TRIALS, Health
@@ -289,3 +291,33 @@ async def test_a_provider_that_is_down_sees_few_probes_and_everything_soon_after
         async with asyncio.timeout(5):
             results = [await task for task in asked]
         assert all(result.error is None for result in results)
+
+
+# Limits per minute
+
+
+def test_requests_per_minute_are_spread_after_a_small_burst() -> None:
+    clock = Clock()
+    allowance = Allowance(requests_per_minute=600, clock=clock)
+    waits = [allowance.take()[0] for _ in range(120)]
+    assert waits[:20] == [0.0] * 20, "two seconds' worth at once"
+    assert waits[-1] == pytest.approx(10.0)
+
+
+def test_tokens_per_minute_follow_what_calls_really_use() -> None:
+    clock = Clock()
+    allowance = Allowance(tokens_per_minute=60_000, clock=clock)
+    for _ in range(60):
+        wait_s, guessed = allowance.take()
+        clock.now += wait_s
+        allowance.used(guessed, Usage(prompt_tokens=1500, generated_tokens=500))
+    assert clock.now - 1000 == pytest.approx(60 * 2000 / 1000, rel=0.05)
+
+
+def test_a_failed_request_gives_its_tokens_back() -> None:
+    clock = Clock()
+    allowance = Allowance(tokens_per_minute=60_000, clock=clock)
+    for _ in range(10):
+        wait_s, guessed = allowance.take()
+        assert wait_s == 0
+        allowance.used(guessed, None)

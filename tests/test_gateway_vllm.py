@@ -9,7 +9,9 @@ import pytest
 from broker.messages import ModelResult, VersionSpan
 from tests.support import provider
 from tests.support.gateway import config, output, serving
+from workers.model_gateway.backend import Retryable
 from workers.model_gateway.congestion import EngineLoad
+from workers.model_gateway.versions import VersionReader
 from workers.model_gateway.vllm_backend import engine_load
 from workers.spec import message_text
 
@@ -107,13 +109,27 @@ async def test_a_call_carries_the_versions_before_and_after_it() -> None:
 
 
 async def test_calls_that_end_together_share_one_read_of_the_version() -> None:
-    async with provider.running(provider.answers(engine_answer(), delay_s=0.2)) as server:
-        server.other["/weight_info"] = provider.answers({"weight_version": "1"})
-        async with serving(config(server.url, api="vllm")) as caller, asyncio.TaskGroup() as group:
-            for n in range(50):
-                group.create_task(caller.ask(rollout=f"run.g/{n}/0"))
-        reads = [seen for seen in server.probes if seen.path == "/weight_info"]
-    assert len(reads) < 30
+    reads = 0
+
+    async def read() -> int:
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(0)
+        return reads
+
+    versions = VersionReader(read)
+    before = await versions.known()
+    async with asyncio.TaskGroup() as group:
+        spans = [group.create_task(versions.span(before)) for _ in range(50)]
+    assert reads == 2
+    assert {task.result() for task in spans} == {VersionSpan(min=1, max=2)}
+
+
+async def test_a_version_that_cannot_be_read_does_not_cost_the_answer() -> None:
+    async def read() -> int:
+        raise Retryable("gone")
+
+    assert await VersionReader(read).span(3) is None
 
 
 @pytest.mark.parametrize(("owner", "tokens"), [("vllm", True), ("somebody", False)])

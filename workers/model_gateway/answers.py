@@ -11,7 +11,6 @@ from typing import Final
 from workers.model_gateway.backend import BackendRequest
 from workers.spec import Item
 
-_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PREFIX: Final = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}
 
 
@@ -41,9 +40,4 @@ def _own_id(given: str, used: Iterable[str], request: BackendRequest, n: int) ->
 def _name(request: BackendRequest, n: int, length: int) -> str:
     """Letters and digits only, since Mistral's templates take exactly nine of them."""
     seed = f"{request.request_id}:{len(request.items)}:{n}".encode()
-    number = int.from_bytes(hashlib.blake2b(seed, digest_size=32).digest(), "big")
-    letters = []
-    for _ in range(length):
-        number, rest = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[rest])
-    return "".join(letters)
+    return hashlib.blake2b(seed, digest_size=16).hexdigest()[:length]

@@ -7,6 +7,7 @@ from broker.base import Broker
 from broker.errors import Unreachable
 from broker.journal.base import Journal
 from broker.masking import mask_url
+from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig, chosen_api
 from workers.model_gateway.endpoint import Endpoint, Probed
@@ -38,7 +39,8 @@ async def open_gateway(
                 name = scripted_name(environment.name)
                 served[name] = ModelConfig(name=name), ScriptedBackend(environment, threads)
         for name, config in models.items():
-            pool = await stack.enter_async_context(EndpointPool.open(endpoints(config)))
+            allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
+            pool = await stack.enter_async_context(EndpointPool.open(endpoints(config), allowance))
             served[name] = config, pool
         yield ModelGateway(broker, journal, served, prefetch=prefetch)
 

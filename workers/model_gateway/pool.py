@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from broker.messages import ModelResult
+from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import BackendRequest, Retryable
 from workers.model_gateway.endpoint import Endpoint
 
@@ -26,15 +27,18 @@ class AllDown(Retryable):
 class EndpointPool:
     """Chooses among the endpoints of one model."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], allowance: Allowance | None = None) -> None:
         self.endpoints = endpoints
+        self._allowance = allowance or Allowance()
         self._changed = asyncio.Event()
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, endpoints: Sequence[Endpoint]) -> AsyncIterator["EndpointPool"]:
+    async def open(
+        cls, endpoints: Sequence[Endpoint], allowance: Allowance | None = None
+    ) -> AsyncIterator["EndpointPool"]:
         """A pool whose endpoints are looked after while the context is open, then closed."""
-        pool = cls(endpoints)
+        pool = cls(endpoints, allowance)
         tasks = [
             asyncio.create_task(task)
             for endpoint in endpoints
@@ -51,6 +55,15 @@ class EndpointPool:
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once, at the rollout's endpoint or its stand-in. Raises BackendErrors, AllDown."""
+        guessed, usage = await self._allowance.admit(), None
+        try:
+            result = await self._ask(request)
+            usage = result.usage
+            return result
+        finally:
+            self._allowance.used(guessed, usage)
+
+    async def _ask(self, request: BackendRequest) -> ModelResult:
         ranked = sorted(self.endpoints, key=lambda e: e.rank(request.rollout), reverse=True)
         while True:
             endpoint = await self._usable(ranked)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _FRESH_S: Final = 1.0
 #: An engine without a version (no dev mode, none set) is asked again after this long.
 _NONE_S: Final = 30.0
+#: Reads are this far apart, so that one serves all calls that end meanwhile.
+_GATHER_S: Final = 0.02
 
 ReadVersion = Callable[[], Awaitable[int | None]]
 
@@ -61,6 +63,7 @@ class VersionReader:
             return
         async with self._lock:
             if self._began_at < moment:  # else who had the lock before us began late enough
+                await asyncio.sleep(max(self._began_at + _GATHER_S - time.monotonic(), 0))
                 began_at = time.monotonic()
                 self._version = await self._read()
                 self._began_at = began_at

@@ -1,0 +1,57 @@
+"""Weight updates of vLLM servers, on a fake that answers as 0.32 does."""
+
+import pytest
+
+from tests.support import provider
+from tests.support.gateway import KEY, config
+from workers.model_gateway.policy import PolicyUpdateFailed, update_policy
+
+STEPS = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"]
+DONE = provider.answers({"success": True})
+
+
+def paths(server: provider.FakeProvider) -> list[str]:
+    return [seen.path.partition("?")[0] for seen in server.seen]
+
+
+async def test_every_endpoint_is_paused_loaded_flushed_named_and_resumed_in_this_order() -> None:
+    async with provider.running(DONE) as a, provider.running(DONE) as b:
+        await update_policy(config(a.url, b.url), version=7, path="/weights/7", mode="wait")
+        assert paths(a) == paths(b) == STEPS
+        pause, load, _, name, _ = a.seen
+    assert pause.path == "/pause?mode=wait"
+    assert load.json == {"method": "reload_weights", "kwargs": {"weights_path": "/weights/7"}}
+    assert name.json == {"new_version": "7"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (provider.error(500, f"no such directory, key {KEY.reveal()}"), "no such directory"),
+        (provider.resets, "Disconnected"),
+    ],
+)
+async def test_an_endpoint_that_cannot_load_is_resumed_and_keeps_its_version(
+    wrong: provider.Behaviour, says: str
+) -> None:
+    async with provider.running(DONE, [DONE, wrong]) as bad, provider.running(DONE) as good:
+        with pytest.raises(PolicyUpdateFailed, match=says) as caught:
+            await update_policy(config(bad.url, good.url), version=7, path="/weights/7")
+        assert paths(bad)[-1] == "/resume"
+        assert "/update_weight_version" not in paths(bad)
+        assert paths(good) == STEPS, "one failure does not stop another endpoint in its middle"
+    assert KEY.reveal() not in str(caught.value)
+
+
+async def test_a_prefix_cache_that_was_kept_is_a_failure_though_its_status_is_200() -> None:
+    kept = provider.answers({"success": False})
+    async with provider.running(DONE, [DONE, DONE, kept]) as server:
+        with pytest.raises(PolicyUpdateFailed, match="old prefixes"):
+            await update_policy(config(server.url), version=7, path="/weights/7")
+        assert paths(server)[-1] == "/resume"
+
+
+async def test_a_server_without_dev_mode_is_told_from_others() -> None:
+    async with provider.running(provider.error(404, "Not Found")) as server:
+        with pytest.raises(PolicyUpdateFailed, match="VLLM_SERVER_DEV_MODE"):
+            await update_policy(config(server.url), version=7, path="/weights/7")
