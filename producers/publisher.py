@@ -129,6 +129,7 @@ class Publisher:
         self._early: set[Id] = set()
         self._last: Id = (-1, 0)
         self._changed = asyncio.Event()
+        self._final: Published | None = None
 
     @property
     def out(self) -> int:
@@ -161,9 +162,13 @@ class Publisher:
         except BaseException:
             self._tell(self._standing())  # no await: also when cancelled
             raise
-        final = Published(self._confirmed, self._last[0] + 1, complete=True)
-        await self._report_surely(final)
-        return final
+        self._final = Published(self._confirmed, self._last[0] + 1, complete=True)
+        await self._report_surely(self._final)
+        return self._final
+
+    async def report(self) -> bool:
+        """Write the watermark again, for a journal that lost it; False where it does not answer."""
+        return await self._report(self._final or self._standing())
 
     async def _publish_all(self, instances: Iterable[Instance] | AsyncIterable[Instance]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -26,7 +26,7 @@ def configure(level: str, *, json_lines: bool, secrets: frozenset[str] = frozens
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("aiormq", "aio_pika", "httpx", "openai", "aiohttp.access"):
+    for noisy in ("aiormq", "aio_pika", "httpx", "httpx2", "openai", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

@@ -205,6 +205,13 @@ class Container:
             self.kill()
         self.start()
 
+    def forget(self) -> None:
+        """Kill it and start it again with nothing in it."""
+        self.kill()
+        self.remove()
+        self._running = None
+        self.start()
+
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl inside."""
         code, output = self._running.exec_run(["rabbitmqctl", "-q", *arguments])

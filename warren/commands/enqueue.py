@@ -7,6 +7,7 @@ durable already, and another dataset under the same run id is refused.
 import asyncio
 import hashlib
 import json
+import logging
 import sys
 import time
 import uuid
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.errors import UsageError
+from broker.errors import JournalUnavailable, UsageError
 from broker.journal.base import RunInfo, RunProgress
 from broker.messages import Task
 from broker.names import is_name
@@ -30,6 +31,8 @@ from warren.options import EXIT_OK, EnqueueOptions
 from warren.progress import Progress, showing
 from warren.settings import Settings
 from warren.summary import EnvironmentSummary, RunSummary
+
+log = logging.getLogger(__name__)
 
 #: How often the run's record is read while waiting.
 _POLL_S = 0.5
@@ -149,13 +152,27 @@ class _Waiting:
     async def poll(self) -> None:
         """Tell publisher and progress what became durable, until all is."""
         while not self.finished.is_set():
-            for repeat, bits in enumerate(await self.look()):
-                if bits != self._seen[repeat]:
-                    self._hear(repeat, bits)
-                    self._seen[repeat] = bits
-            if self._is_complete():
-                self.finished.set()
+            try:
+                await self._look_again()
+            except JournalUnavailable as e:
+                log.warning("journal unavailable", extra={"error": str(e)})
             await asyncio.sleep(_POLL_S)
+
+    async def _look_again(self) -> None:
+        await self._keep_known()
+        for repeat, bits in enumerate(await self.look()):
+            if bits != self._seen[repeat]:
+                self._hear(repeat, bits)
+                self._seen[repeat] = bits
+        if self._is_complete():
+            self.finished.set()
+
+    async def _keep_known(self) -> None:
+        """A journal that was emptied hears of the run again; sinks mark its rows again."""
+        if await self._at.runs.progress(self._task.run) is None:
+            await _register(self._at, self._options, self._task)
+            if self.publisher is not None:
+                await self.publisher.report()
 
     def _hear(self, repeat: int, bits: bytes) -> None:
         before = self._seen[repeat]

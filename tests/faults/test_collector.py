@@ -1,0 +1,57 @@
+"""The collector is killed and its command typed again: the same rows, no finished call repeated."""
+
+import os
+import random
+import signal
+
+import pytest
+
+from tests.support.cluster import Cluster, Run
+
+TASKS = 200
+EMBEDDED = {"WARREN_BROKER": "", "WARREN_REDIS": ""}
+
+
+def _kill(run: Run) -> None:
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.process.wait(10)
+
+
+def test_a_collector_over_rabbitmq_goes_on_after_kill_9(warren: Cluster) -> None:
+    run = warren.collect(TASKS, "--workers", "external")
+    warren.answered(TASKS // 2)
+    _kill(run)
+    warren.go_on(run)
+    run.check()
+
+
+def test_an_embedded_collector_goes_on_after_kill_9(warren: Cluster) -> None:
+    run = warren.collect(TASKS, "--concurrency", "16", **EMBEDDED)
+    warren.answered(TASKS)
+    _kill(run)
+    warren.go_on(run)
+    run.check(again=16)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+def test_a_collector_that_dies_again_and_again(warren: Cluster, seed: int) -> None:
+    chance = random.Random(seed)
+    run = warren.collect(TASKS, "--concurrency", "16", **(EMBEDDED if seed % 2 else {}))
+    for share in sorted(chance.uniform(0.1, 0.95) for _ in range(3)):
+        warren.answered(int(share * 2 * TASKS))
+        _kill(run)
+        warren.go_on(run)
+    run.check(again=3 * 16)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", ["publisher.after_publish", "sink.after_fsync"])
+def test_a_collector_dies_between_two_steps(warren: Cluster, place: str) -> None:
+    hit = 50 if place.startswith("publisher") else 2
+    armed = {"WARREN_CRASHPOINT": f"{place}:{hit}"}
+    run = warren.collect(TASKS, "--workers", "external", **armed)
+    warren.until(lambda: run.process.poll() is not None, 30)
+    assert run.process.returncode == 137
+    warren.go_on(run)
+    run.check()

@@ -1,0 +1,154 @@
+"""Between workers and servers: cuts, stalls, delays, zombies, and limits that the broker enforces."""
+
+import signal
+import time
+
+import pytest
+
+from tests.support.cluster import PREFETCH, Cluster, Worker
+from tests.support.proxy import Proxy
+
+TASKS = 200
+
+
+def _behind(warren: Cluster, proxy: Proxy, *kinds: str) -> list[Worker]:
+    """Replace the workers of these kinds by one each whose broker is behind a proxy."""
+    for kind in kinds:
+        for worker in warren.living(kind):
+            warren.stop(worker)
+    return warren.start(*kinds, WARREN_BROKER=proxy.url(warren.rabbitmq.url))
+
+
+def test_connections_are_cut_under_load(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    run = warren.enqueue(TASKS)
+    for answers in (TASKS // 4, TASKS // 2, TASKS):
+        warren.answered(answers)
+        warren.background.call(proxy.cut)
+    run.check()
+
+
+def test_a_frozen_agent_is_replaced_and_wakes_up_harmless(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    (frozen,) = warren.start("agent", WARREN_BROKER=proxy.url(warren.rabbitmq.url))
+    run = warren.enqueue(TASKS)
+    warren.model.slow = {n: 2.0 for n in range(0, TASKS, 4)}
+    warren.answered(TASKS // 2)
+    frozen.signal(signal.SIGSTOP)
+    warren.background.call(proxy.cut)  # what the missed heartbeats would do half a minute later
+    warren.back_to_work()
+    warren.until(lambda: len(run.rows()) > TASKS // 2)
+    frozen.signal(signal.SIGCONT)
+    run.check()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["tool", "model", "verifier"])
+def test_a_frozen_worker_is_replaced_and_wakes_up_harmless(warren: Cluster, kind: str) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    (frozen,) = warren.start(kind, WARREN_BROKER=proxy.url(warren.rabbitmq.url))
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    frozen.signal(signal.SIGSTOP)
+    warren.background.call(proxy.cut)
+    warren.back_to_work()
+    time.sleep(3)  # the fault itself: long enough for others to have taken its work
+    frozen.signal(signal.SIGCONT)
+    run.check(again=PREFETCH if kind == "model" else 0)
+
+
+@pytest.mark.faults
+def test_a_stall_of_the_network(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    proxy_stall(warren, proxy, 5.0)
+    assert warren.back_to_work() < 10.0
+    run.check()
+
+
+def proxy_stall(warren: Cluster, proxy: Proxy, seconds: float) -> None:
+    warren.background.call(proxy.stall)
+    time.sleep(seconds)  # the fault itself
+    warren.background.call(proxy.resume)
+
+
+@pytest.mark.faults
+def test_a_slow_network(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    proxy.delay_s = 0.1
+    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    warren.enqueue(TASKS).check(120)
+
+
+@pytest.mark.faults
+def test_a_cut_at_every_stair(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.rabbitmq)
+    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    run = warren.enqueue(TASKS)
+    warren.answered(20)
+    proxy.more_bytes_each_time = 997
+    proxy.cut_after_bytes = 4000
+    warren.background.call(proxy.cut)
+    time.sleep(15)  # the fault itself
+    proxy.cut_after_bytes = None
+    warren.background.call(proxy.cut)
+    run.check(120)
+
+
+@pytest.mark.faults
+def test_redis_is_cut_off(warren: Cluster) -> None:
+    proxy = warren.proxy(warren.redis)
+    for kind in ("agent", "tool", "model", "verifier"):
+        for worker in warren.living(kind):
+            warren.stop(worker)
+    warren.start("agent", "tool", "model", "verifier", WARREN_REDIS=proxy.url(warren.redis.url))
+    run = warren.enqueue(TASKS)
+    for answers in (TASKS // 4, TASKS // 2, TASKS):
+        warren.answered(answers)
+        warren.background.call(proxy.lose_next_answer)
+        warren.background.call(proxy.cut)
+    run.check()
+
+
+@pytest.mark.faults
+def test_the_broker_closes_all_connections(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.rabbitmq.ctl("close_all_connections", "drill")
+    assert warren.back_to_work() < 10.0
+    run.check()
+
+
+@pytest.mark.faults
+def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        time.sleep(5)  # the fault itself
+    finally:
+        warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
+    assert warren.back_to_work() < 10.0
+    run.check()
+
+
+@pytest.mark.timeout(240)
+def test_rollouts_ten_times_as_long_as_the_consumer_timeout(warren: Cluster) -> None:
+    settings = "application:set_env(rabbit, channel_tick_interval, 500)"
+    timeout = "application:set_env(rabbit, consumer_timeout, {})"
+    warren.rabbitmq.ctl("eval", f"{settings}, {timeout.format(2000)}.")
+    try:
+        for worker in warren.living("agent"):
+            warren.stop(worker)
+        agents = warren.start("agent", "agent", WARREN_RENEW_AFTER="0.7")
+        warren.model.latency_s = 10.0
+        run = warren.enqueue(40)
+        run.check()
+        assert not any(a.said("consuming again") for a in agents), "renewal came too late"
+    finally:
+        warren.rabbitmq.ctl("eval", f"{timeout.format(1800000)}.")
+        for worker in warren.living("agent"):
+            warren.kill(worker)

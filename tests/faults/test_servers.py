@@ -1,0 +1,64 @@
+"""RabbitMQ and Redis die, stall and forget under load."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.cluster import Cluster, RabbitServer
+
+TASKS = 200
+
+
+def _restart(rabbitmq: RabbitServer) -> None:
+    rabbitmq.stop()
+    rabbitmq.start()
+
+
+@pytest.mark.parametrize("how", [RabbitServer.__args__[0].restart, _restart], ids=["kill", "stop"])
+def test_the_broker_restarts_under_load(
+    warren: Cluster, how: Callable[[RabbitServer], None]
+) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    how(warren.rabbitmq)
+    assert warren.back_to_work(15.0) < 10.0
+    run.check()
+
+
+def test_redis_is_killed_under_load(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.redis.kill()
+    warren.until(lambda: warren.model.in_flight == 0, 10)
+    warren.redis.start()
+    assert warren.back_to_work(15.0) < 10.0
+    run.check()
+
+
+def test_redis_forgets_everything_under_load(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.redis_say("FLUSHALL")
+    warren.back_to_work()
+    run.check()
+
+
+@pytest.mark.faults
+def test_redis_comes_back_empty(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.redis.kill()
+    warren.redis.forget()
+    assert warren.back_to_work(15.0) < 10.0
+    run.check()
+
+
+@pytest.mark.faults
+def test_redis_stalls_for_five_seconds(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.answered(TASKS // 2)
+    warren.redis_say("CLIENT PAUSE 5000 ALL")
+    time.sleep(5)  # the fault itself
+    assert warren.back_to_work() < 10.0
+    run.check()
