@@ -44,7 +44,7 @@ class BackendRequest:
 
     @property
     def request_id(self) -> str:
-        """Names this call in the provider's logs; the same in every try."""
+        """Names this call in the provider's logs."""
         return f"{self.rollout}:{self.path}"
 
 

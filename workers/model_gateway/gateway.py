@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from broker import codec
 from broker.base import Broker, Delivery
 from broker.errors import Undecodable
@@ -136,7 +138,7 @@ def _with_timeout(request: BackendRequest, config: ModelConfig, left_s: float) -
 
 
 def _done(result: ModelResult, tries: int) -> Done:
-    return Done(codec.pack(dataclasses.replace(result, tries=tries)))
+    return Done(codec.pack(msgspec.structs.replace(result, tries=tries)))
 
 
 def _overflow(call: ModelCall, why: str, tries: int) -> Done:

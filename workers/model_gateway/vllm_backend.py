@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import struct
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -202,12 +203,15 @@ class VllmBackend:
 
 
 def chat_body(request: BackendRequest) -> dict[str, Any]:
-    """The Chat Completions request that makes vLLM tell the tokens."""
+    """The Chat Completions request that makes vLLM tell the tokens.
+
+    Each try has a request id of its own: the one that was cut may still be running there.
+    """
     fields = _SAMPLING | chat_fields(request.options, length_field="max_tokens")
     body = {
         "model": request.model,
         "messages": messages_of(request.items),
-        "request_id": request.request_id,
+        "request_id": f"{request.request_id}:{uuid.uuid4().hex[:8]}",
         **{key: value for key, value in fields.items() if key not in _NEVER_SENT},
         **_TOKENS,
     }
