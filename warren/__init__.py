@@ -25,7 +25,15 @@ from warren.sandbox import (
 from workers.agent.context import AgentTask, Context, ModelFailed, ModelReply, ToolReply
 from workers.agent.conversation import Conversation
 from workers.agent.loop import single_turn, tool_loop
-from workers.spec import Item, PolicyRequest, Rollout, VerifierContext, message_text
+from workers.spec import (
+    Item,
+    JudgeVerdict,
+    PolicyRequest,
+    Rollout,
+    VerifierContext,
+    Vote,
+    message_text,
+)
 
 if TYPE_CHECKING:
     from warren.trainer import TrainerClient
@@ -40,6 +48,7 @@ __all__ = [
     "Environment",
     "InvalidEnvironment",
     "Item",
+    "JudgeVerdict",
     "Limits",
     "MathEquality",
     "ModelFailed",
@@ -55,6 +64,7 @@ __all__ = [
     "ToolReply",
     "TrainerClient",
     "VerifierContext",
+    "Vote",
     "list_environments",
     "load_environment",
     "message_text",

@@ -4,6 +4,7 @@ Workers know nothing of decorators or files; they see tools with schemas, reward
 weights, an agent, a policy for demos. An environment's *name* is what travels in messages.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -127,11 +128,72 @@ def message_text(item: Item) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One structured answer of a judge."""
+
+    criteria: Mapping[str, float]
+    """Each criterion's score, from 0 (not at all) to 1 (fully)."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeVerdict:
+    """What several votes came to, criterion by criterion."""
+
+    criteria: Mapping[str, float]
+    """Each criterion's score, from 0 to 1."""
+    votes: Sequence[Vote]
+
+    @property
+    def score(self) -> float:
+        """The criteria's mean, from 0 to 1."""
+        return math.fsum(self.criteria.values()) / len(self.criteria)
+
+
+Combine = Literal["mean", "median", "majority"]
+"""How votes become one score. Majority: the most frequent; of equally frequent ones the lower."""
+
+
 class VerifierContext(Protocol):
     """What a verifier may ask for while it judges; every call is journaled."""
 
-    async def judge(self, prompt: str | Sequence[Item], **options: Any) -> str:
-        """Ask the judge model; the text of its answer."""
+    async def judge(
+        self, prompt: str | Sequence[Item], *, model: str | None = None, **options: Any
+    ) -> str:
+        """Ask the judge model; the text of its answer.
+
+        `model` is another than the environment's `judge_model`; `options` are further fields of
+        a Responses request (temperature, ...). An error of the model ends the verification.
+        """
+        ...
+
+    async def verdict(
+        self,
+        template: str,
+        fields: Mapping[str, object],
+        *,
+        criteria: Mapping[str, str],
+        votes: int = 1,
+        combine: Combine = "mean",
+        retries: int = 2,
+        model: str | None = None,
+        **options: Any,
+    ) -> JudgeVerdict:
+        """Ask the judge model to score each of the named criteria; the votes, combined.
+
+        Rewards of a rollout that ask for the same verdict share it: one component per criterion
+        costs no more than one for all. Where a vote is still unusable after `retries` further
+        tries the verification fails: its reward is null, never 0.
+
+        Args:
+            template: what the judge reads, `{name}` standing for a field. What a field holds is
+                inserted as it is, braces too. How to answer is added below it.
+            fields: the values; text as it is, anything else as JSON.
+            criteria: name -> what it asks for.
+            votes: this many answers to the same question, asked for at once.
+            combine: what they become, for each criterion.
+        """
         ...
 
 
@@ -193,9 +255,11 @@ class EnvironmentSpec:
 __all__ = [
     "AgentFunction",
     "BadArguments",
+    "Combine",
     "Effect",
     "EnvironmentSpec",
     "Item",
+    "JudgeVerdict",
     "Policy",
     "PolicyRequest",
     "RewardSpec",
@@ -205,5 +269,6 @@ __all__ = [
     "ToolRun",
     "ToolSpec",
     "VerifierContext",
+    "Vote",
     "message_text",
 ]

@@ -13,16 +13,14 @@ from typing import Any, Final
 import msgspec
 
 from broker import codec
-from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import Failure, ModelResult, Task, Trajectory, Usage, Verdict
 from broker.trajectory import Node, forest, main_transcript
-from workers.owner import Nondeterministic, Replaced
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
+from workers.verifier.judge import OURS, cause_of
 
 #: A reward function that takes longer is stopped; judges have their calls' own deadlines within it.
 SCORE_TIMEOUT_S: Final = 600.0
 _TRACEBACK_LINES: Final = 8
-_OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
 
 
 class BadReward(Exception):
@@ -71,15 +69,15 @@ async def score(
         try:
             async with asyncio.timeout(timeout_s):
                 value = _checked(await reward.run(rollout, ctx), reward, spec.reward_range)
-        except _OURS:
-            raise
         except TimeoutError:
             failure = _failure(reward, f"no reward within {timeout_s:g} s")
             return Verdict(reward=None, error=failure, seconds=time.monotonic() - started)
         except Exception as e:
-            return Verdict(
-                reward=None, error=_raised(reward, e), seconds=time.monotonic() - started
-            )
+            cause = cause_of(e)
+            if isinstance(cause, OURS):
+                raise cause from e
+            failure = _raised(reward, cause)
+            return Verdict(reward=None, error=failure, seconds=time.monotonic() - started)
         components.append((reward.name, value * reward.weight))
     return Verdict(
         reward=math.fsum(value for _, value in components) if components else None,
@@ -107,7 +105,7 @@ def _failure(reward: RewardSpec, message: str, where: str = "") -> Failure:
     return Failure(kind="verifier", message=f"reward {reward.name!r}: {message}", where=where)
 
 
-def _raised(reward: RewardSpec, error: Exception) -> Failure:
+def _raised(reward: RewardSpec, error: BaseException) -> Failure:
     if isinstance(error, BadReward):
         return _failure(reward, str(error))
     lines = traceback.format_exception(error)

@@ -132,9 +132,11 @@ class VerifierWorker:
         except WireError as e:
             failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
             return Verdict(reward=None, error=failure)
-        judge = Judge(owner, task, spec.judge_model)
-        if spec.judge_model is not None:
-            await self._broker.declare([model_queue(task.lane, spec.judge_model)])
+
+        async def declare(model: str) -> None:
+            await self._broker.declare([model_queue(task.lane, model)])
+
+        judge = Judge(owner, task, spec.judge_model, declare)
         try:
             verdict = await score(spec, rollout, judge, self._score_timeout_s)
         except Nondeterministic as e:
