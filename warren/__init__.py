@@ -11,6 +11,7 @@ from warren.checks import InvalidEnvironment
 from warren.environment import Environment, Task
 from warren.equivalence import MathEquality
 from warren.loading import list_environments, load_environment
+from warren.rubrics import correctness, efficiency, hybrid, quality
 from warren.sandbox import (
     CallCase,
     Limits,
@@ -65,10 +66,14 @@ __all__ = [
     "TrainerClient",
     "VerifierContext",
     "Vote",
+    "correctness",
+    "efficiency",
+    "hybrid",
     "list_environments",
     "load_environment",
     "message_text",
     "python",
+    "quality",
     "run_code",
     "run_tests",
     "shell",

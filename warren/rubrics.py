@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from warren.calling import call
+from warren.checks import where
 from workers.spec import Combine, Rollout, VerifierContext, message_text
 from workers.threads import Threads
 
@@ -152,6 +153,8 @@ def _gated(gate: Reward, reward: Reward) -> Reward:
 def _reward(function: AnyReward) -> Reward:
     """A reward of one or two parameters, sync or async, as one of two."""
     names = list(inspect.signature(function).parameters)
+    if len(names) not in {1, 2}:
+        raise ValueError(f"{where(function)}: a reward takes `rollout`, or `rollout` and `ctx`")
     threads = Threads()
 
     async def reward(rollout: Rollout, ctx: VerifierContext) -> float:
