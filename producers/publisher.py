@@ -7,13 +7,14 @@ So an interactive run never floods queues, and a slow sink slows its producer.
 """
 
 import asyncio
-import dataclasses
 import logging
 import random
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Outgoing
@@ -198,7 +199,7 @@ class Publisher:
         return self._window is not None and len(self._out) >= self._window
 
     async def _publish_one(self, instance: Instance) -> None:
-        task = dataclasses.replace(
+        task = msgspec.structs.replace(
             self._template,
             task_index=instance.line.index,
             repeat=instance.repeat,

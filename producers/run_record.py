@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+import msgspec
 
 from broker.errors import WarrenError
 from broker.journal.base import RunInfo, Runs
@@ -83,7 +83,7 @@ class RunRecord(RunSpec):
         )
 
 
-_RECORDS: Final = TypeAdapter(RunRecord)
+_RECORDS: Final = msgspec.json.Decoder(RunRecord)
 
 
 class OpenedRun:
@@ -194,20 +194,18 @@ def open_run(
 def read_record(path: Path) -> RunRecord | None:
     """The record, or None where there is none. Raises RunConflict where it cannot be read."""
     try:
-        return _RECORDS.validate_json(path.read_bytes())
+        return _RECORDS.decode(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise RunConflict(f"{path} cannot be read ({where}: {first['msg']}): {_REMEDY}") from e
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise RunConflict(f"{path} cannot be read ({e}): {_REMEDY}") from e
 
 
 def write_record(path: Path, record: RunRecord) -> None:
     """Replace the file so that after a crash either the old or the new one is there, whole."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(record), file, ensure_ascii=False, indent=1)
+    with part.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -289,7 +287,7 @@ def _counted(limit: int | None) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, Sampling):
-        given = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+        given = {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
         return json.dumps(given) if given else "the default"
     return str(value)
 

@@ -19,8 +19,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, Self
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
@@ -254,7 +255,7 @@ class TrainerClient:
             log.error("the rollout's task cannot be read", extra=extra)
             return
         for repeat in self._in_hand.missing(rollout):
-            again = replace(task, repeat=repeat, attempt=1, lane="normal")
+            again = msgspec.structs.replace(task, repeat=repeat, attempt=1, lane="normal")
             await publish_patiently(self._broker, task_message(again))
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
@@ -268,7 +269,7 @@ class TrainerClient:
         now = time.time()
         async with asyncio.TaskGroup() as group:
             for repeat in range(self._info.repeats):
-                task = replace(
+                task = msgspec.structs.replace(
                     self._template, task_index=index, repeat=repeat, row=row, enqueued_at=now
                 )
                 group.create_task(publish_patiently(self._broker, task_message(task)))

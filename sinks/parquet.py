@@ -286,7 +286,7 @@ def _merged(path: Path) -> Iterator[RowDict]:
         for known in read_file(path):
             own = known["warren"]
             id_ = (own["task_index"], own["repeat_index"])
-            if not (own["error"] is not None and id_ in good) and seen.add(*id_):
+            if not (own["status"] == "failed" and id_ in good) and seen.add(*id_):
                 yield known
     for part in parts:
         for line in read_part(part.path):

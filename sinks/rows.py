@@ -105,7 +105,7 @@ def failed_row(result: Result, reason: str) -> RowDict:
         source = task_row(task)
     except NotARow:
         source = {}
-    trajectory = dataclasses.replace(
+    trajectory = msgspec.structs.replace(
         unread,
         status="failed",
         error=Failure(kind="infra", message=reason, where="sink"),
@@ -115,7 +115,7 @@ def failed_row(result: Result, reason: str) -> RowDict:
         tools=b"",
         prompt_items=0,
     )
-    unscored = dataclasses.replace(result, verdict=Verdict(reward=None))
+    unscored = msgspec.structs.replace(result, verdict=Verdict(reward=None))
     return _row(unscored, trajectory, task, {}, source)
 
 
@@ -201,7 +201,7 @@ def _create_params(
 ) -> RowDict:
     given = source.get("responses_create_params")
     params = {**CREATE_PARAMS, **(given if isinstance(given, dict) else {})}
-    sampled = dataclasses.asdict(task.sampling)
+    sampled = msgspec.structs.asdict(task.sampling)
     for name in ("temperature", "top_p", "max_output_tokens"):
         if sampled[name] is not None:
             params[name] = sampled[name]

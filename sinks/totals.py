@@ -92,7 +92,8 @@ def summary_of(row: dict[str, Any]) -> RowSummary:
 
 def _summary(head: _Head) -> RowSummary:
     warren = head.warren
-    if (warren.status == "failed") != (warren.error is not None):
+    failed = warren.status == "failed"
+    if failed != (warren.error is not None) and warren.status != "truncated":
         raise BadRow(f"status is {warren.status!r}, error is {warren.error}")
     if warren.task_index < 0 or warren.repeat_index < 0:
         raise BadRow(f"negative index in {warren.rollout_id!r}")
@@ -103,7 +104,7 @@ def _summary(head: _Head) -> RowSummary:
         task_index=warren.task_index,
         repeat=warren.repeat_index,
         status=warren.status,
-        error_kind=None if warren.error is None else warren.error.kind,
+        error_kind=warren.error.kind if failed and warren.error else None,
         reward=head.reward,
         model_calls=warren.usage.model_calls,
         tool_calls=warren.usage.tool_calls,

@@ -9,7 +9,6 @@
 Token counts are the engine's; `usage` counts the rollout's own calls, `verifier.usage` the judges'.
 """
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +49,8 @@ def warren_of(
     `main`: the calls whose items stand in `response`; `entries`: the main transcript; `group`:
     the number that the rollouts of one task share.
     """
-    error = error_of(trajectory, result.verdict)
+    failure = error_of(trajectory, result.verdict)
+    error = failure or trajectory.error  # a truncated one says what cut it off
     shown = {node.record.path for node in main}
     branches = _branches(n for p, n in nodes.items() if p not in shown)
     read = _tool_texts([*(e.item for e in entries), *(i for b in branches for i in b["input"])])
@@ -64,8 +64,8 @@ def warren_of(
         "repeat_index": result.repeat,
         "environment": task.environment,
         "model": task.model,
-        "status": "failed" if error is not None else trajectory.status,
-        "error": None if error is None else msgspec.to_builtins(error),
+        "status": "failed" if failure is not None else trajectory.status,
+        "error": None if error is None else msgspec.structs.asdict(error),
         "attempt": trajectory.attempt,
         "policy_version": _version(versions_of(nodes.values())),
         "reward_components": reward_components(result.verdict),
@@ -97,7 +97,7 @@ def reward_components(verdict: Verdict) -> dict[str, float]:
 
 def usage_of(nodes: Iterable[Node]) -> dict[str, int | float]:
     """Usage summed over all model calls, and how many calls there were."""
-    total: dict[str, int | float] = dict.fromkeys((f.name for f in dataclasses.fields(Usage)), 0)
+    total: dict[str, int | float] = dict.fromkeys(Usage.__struct_fields__, 0)
     counts = {"model_calls": 0, "tool_calls": 0}
     for node in nodes:
         if not isinstance(node.result, ModelResult):
@@ -131,7 +131,7 @@ def call_entry(node: Node, read: frozenset[str]) -> dict[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "seconds": result.seconds,
-        "error": None if result.error is None else msgspec.to_builtins(result.error),
+        "error": None if result.error is None else msgspec.structs.asdict(result.error),
     }
     return entry | (
         _model(node, result) if isinstance(result, ModelResult) else _tool(node, result, read)
@@ -148,7 +148,7 @@ def _model(node: Node, result: ModelResult) -> dict[str, Any]:
         "response_id": result.response_id,
         "finish_reason": result.finish_reason,
         "tries": result.tries,
-        "usage": msgspec.to_builtins(result.usage),
+        "usage": msgspec.structs.asdict(result.usage),
         "policy_version": _version(result.versions),
     }
     if node.record.request:

@@ -372,7 +372,7 @@ async def test_an_unreadable_result_is_dead_lettered_with_its_reason() -> None:
             letter = await dead.get()
             letter.ack()
     assert letter.exchange == DEAD.name
-    assert "not msgpack" in str(letter.headers["warren-reason"])
+    assert "not a Result" in str(letter.headers["warren-reason"])
 
 
 async def test_a_run_of_another_kind_is_refused() -> None:

@@ -150,6 +150,8 @@ def _collect(given: Given) -> CollectOptions:
         raise UsageError("-o is missing: name the file for the rows, like -o rollouts.jsonl")
     if get("workers") == "external":
         _need(given.settings, "collect --workers external", "broker", "redis")
+    if given.settings.broker is not None:
+        _need(given.settings, "collect --broker", "redis")  # other workers there must share it
     if get("failures") == get("output"):
         raise UsageError("--failures and -o name the same file; leave --failures out for that")
     own = ("output", "failures", "concurrency", "workers", "overwrite")

@@ -75,8 +75,12 @@ async def collect(
         accounts = _Accounts(collection)
         await asyncio.to_thread(accounts.read)
         journal_file = options.output.with_name(f"{options.output.name}.journal.sqlite")
-        async with connect(settings, journal_file) as at:
-            await _collect(at, collection, settings, accounts, models)
+        try:
+            async with connect(settings, journal_file) as at:
+                await _collect(at, collection, settings, accounts, models)
+        except asyncio.CancelledError:
+            _say_how_to_go_on(collection, accounts)
+            raise
         if settings.redis is None:
             _remove_journal(journal_file)
         return accounts.summary()
@@ -114,7 +118,7 @@ def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack
 def checked_input(options: RunOptions, output: Path) -> CheckReport:
     """Check the dataset in one pass. Raises UsageError with `file:line: reason`."""
     try:
-        path = spool(options.tasks, output) if is_stream(options.tasks) else Path(options.tasks)
+        path = _spooled(options.tasks, output) if is_stream(options.tasks) else Path(options.tasks)
         report = check(path, limit=options.limit, repeats=options.repeats)
     except BadDataset as e:
         raise UsageError(str(e)) from e
@@ -123,6 +127,14 @@ def checked_input(options: RunOptions, output: Path) -> CheckReport:
     if not report.tasks:
         raise UsageError(f"{options.tasks}: no tasks")
     return report
+
+
+def _spooled(source: str, output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise _unwritable(output, e) from e
+    return spool(source, output)
 
 
 def _open_run(
@@ -147,6 +159,13 @@ def _open_run(
         )
     except RunConflict as e:
         raise UsageError(str(e)) from e
+    except OSError as e:
+        raise _unwritable(options.output, e) from e
+
+
+def _unwritable(output: Path, error: OSError) -> UsageError:
+    where = error.filename or output
+    return UsageError(f"{output} cannot be written: {where}: {error.strerror}; choose another -o")
 
 
 class _Accounts:
@@ -161,6 +180,7 @@ class _Accounts:
         self.expected = self._report.tasks * self._repeats
         self.resumed = 0
         self.finished = asyncio.Event()
+        self._missing = self.expected
         self.progress = Progress(total=self.expected)
         self.tell_publisher: Callable[[int, int], None] = lambda index, repeat: None
 
@@ -173,6 +193,11 @@ class _Accounts:
         self._missing = self.expected - self.resumed
         self.progress = Progress(total=self.expected, resumed=self.resumed)
         self._check()
+
+    @property
+    def safe(self) -> int:
+        """How many of the expected rows are durable."""
+        return self.expected - self._missing
 
     def committed(self, rows: Sequence[RowSummary]) -> None:
         """New rows became durable."""
@@ -311,6 +336,21 @@ async def _work(
         hosted(at, plan.environments),
     ):
         await serve(at.broker, sources, stop=stop)
+
+
+def _say_how_to_go_on(collection: Collection, accounts: _Accounts) -> None:
+    """Interrupted: what is safe, where, and what to type. Said to the quiet too."""
+    options, run = collection.options, collection.run.record.run
+    lines = [
+        f"interrupted: {accounts.safe:,} of {accounts.expected:,} rollouts are safe in "
+        f"{options.output}; the same command goes on from there",
+    ]
+    if options.workers == "external":
+        lines.append(
+            "the workers go on with what is published, and what they finish waits in the broker; "
+            f"`warren cancel {run}` ends the run instead"
+        )
+    sys.stderr.write("".join(f"warren: {line}\n" for line in lines))
 
 
 def _say(options: CollectOptions, note: str) -> None:

@@ -6,12 +6,13 @@ call's result survives whoever dies, and no finished call is made twice.
 """
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Outgoing
@@ -105,7 +106,9 @@ class Executor:
                 done = await work(go)
                 crash_at("executor.after_work")
                 if isinstance(done, Postponed):
-                    again = dataclasses.replace(call, tries=call.tries + done.tries, force=False)
+                    again = msgspec.structs.replace(
+                        call, tries=call.tries + done.tries, force=False
+                    )
                     return Later(done.delay_s, codec.encode(again))
                 await self._finish(call, ref, go, done)
                 crash_at("executor.after_reply")

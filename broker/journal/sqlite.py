@@ -153,6 +153,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+_VOID_CLAIMS: Final = "UPDATE calls SET carrier = '' WHERE carrier <> ''"
+
+
 class SqliteJournal(LocalJournal):
     """`Journal` in a file; one process at a time."""
 
@@ -167,8 +170,13 @@ class SqliteJournal(LocalJournal):
     async def open(
         cls, path: Path | str, *, lease_s: float = LEASE_S, keep_s: float = KEEP_S
     ) -> "SqliteJournal":
-        """Make the file if it is not there. Raises Unreachable where that can't be done."""
+        """Make the file if it is not there. Raises Unreachable where that can't be done.
+
+        Claims of an earlier process are void: the messages they were made for died with its
+        broker, or come again and lose to whoever claims first.
+        """
         database = await asyncio.to_thread(Database, Path(path))
+        await database.do(lambda: database.db.execute(_VOID_CLAIMS))
         return cls(database, lease_s=lease_s, keep_s=keep_s)
 
     async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

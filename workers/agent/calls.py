@@ -56,6 +56,9 @@ class CallMaker:
         self.main: str | None = None
         """Path of the last policy call of the root branch."""
         self.main_conversation: Conversation | None = None
+        self.deadline = time.time() + task.limits.timeout_s
+        """Unix seconds at which the rollout ends. It counts from this take: the time for which a
+        rollout lay in a queue, because workers were stopped, is not its own."""
         self._owner = owner
         self._task = task
         self._spec = spec
@@ -76,9 +79,10 @@ class CallMaker:
         return tuple(codec.pack(r) for r in self._records.values() if r is not None)
 
     @property
-    def deadline(self) -> float:
-        """Unix seconds at which the rollout ends."""
-        return self.began_at + self._task.limits.timeout_s
+    def digest(self) -> bytes:
+        """Identifies all finished calls: the same in every replay."""
+        done = (record for record in self._records.values() if record is not None)
+        return codec.digest(*(part for r in done for part in (r.path.encode(), r.result)))
 
     async def model(
         self,

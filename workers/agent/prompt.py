@@ -15,6 +15,11 @@ _FORWARDED = (
     "metadata",
     "top_logprobs",
     "truncation",
+    "include",
+    "max_tool_calls",
+    "service_tier",
+    "store",
+    "user",
 )
 _SAMPLED = ("temperature", "top_p", "max_output_tokens")
 

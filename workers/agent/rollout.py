@@ -5,7 +5,6 @@ goes wrong with broker, journal or ownership is not the rollout's fault and is r
 """
 
 import asyncio
-import dataclasses
 import time
 import traceback
 from collections.abc import Awaitable, Iterator, Mapping
@@ -79,6 +78,7 @@ async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Wa
         attempt=task.attempt - 1 + owner.run.attempt,
         status=end.status,
         error=end.error,
+        digest=codec.digest(end.status.encode(), codec.pack(end.error), calls.digest, *calls.tail),
         calls=calls.records,
         main=calls.main,
         tail_items=calls.tail,
@@ -172,7 +172,7 @@ def failed_trajectory(owner: Owner, task: Task, failure: Failure) -> Trajectory:
 
 def too_large(trajectory: Trajectory, error: TooLarge) -> Trajectory:
     """A trajectory that no message can carry, without what makes it large."""
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         trajectory,
         status="failed",
         error=Failure(kind="infra", message=f"trajectory too large: {error}"),

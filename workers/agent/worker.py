@@ -7,13 +7,14 @@ here may lose a task: every way out either acks after the trajectory is safe, ha
 """
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
@@ -213,7 +214,7 @@ class AgentWorker:
                     return Ack()
                 case Owned(inbox):
                     return await self._hand_to(inbox, task)
-                case Run() if taken.idle_takes >= SUSPECT_TAKES and task.lane != "suspect":
+                case Run() if _is_suspect(taken, task):
                     return await self._hand_to_suspects(task)
             try:
                 return await self._run_taken(task, spec, taken, running)
@@ -229,7 +230,7 @@ class AgentWorker:
         """It may kill its workers: let it run alone, where only it is at risk."""
         log.warning("rollout suspected", extra={"rollout": task.journal_key})
         await self._broker.declare([task_queue("suspect", task.environment)])
-        moved = dataclasses.replace(task, lane="suspect")
+        moved = msgspec.structs.replace(task, lane="suspect")
         await publish_patiently(
             self._broker,
             Outgoing(
@@ -312,6 +313,11 @@ class AgentWorker:
             ]
         )
         self._declared.add(known)
+
+
+def _is_suspect(run: Run, task: Task) -> bool:
+    """Whether it may have killed its workers: taken again and again without a finished call."""
+    return run.idle_takes >= SUSPECT_TAKES and not run.ended and task.lane != "suspect"
 
 
 def _held_copy(task: Task, worker_id: str) -> Outgoing:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import pydantic_core
 
 from broker.messages import Failure, ToolResult
@@ -75,7 +76,7 @@ async def perform(spec: EnvironmentSpec, job: Job) -> Performed:
     except Exception as e:  # the border to user code
         done = Performed(result=_raised(e, tool))
     seconds = round(time.monotonic() - started, 6)
-    return dataclasses.replace(done, result=dataclasses.replace(done.result, seconds=seconds))
+    return dataclasses.replace(done, result=msgspec.structs.replace(done.result, seconds=seconds))
 
 
 def unknown_tool(spec: EnvironmentSpec, name: str) -> str:
@@ -219,4 +220,4 @@ def _cut(result: ToolResult, limit: int) -> ToolResult:
         return result
     note = _CUT.format(limit)
     kept = encoded[: max(0, limit - len(note))].decode(errors="ignore")
-    return dataclasses.replace(result, output=(kept + note)[:limit], truncated=True)
+    return msgspec.structs.replace(result, output=(kept + note)[:limit], truncated=True)

@@ -6,12 +6,13 @@ the digest of what it judged, so a redelivery scores nothing twice and mixes not
 """
 
 import asyncio
-import dataclasses
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
@@ -91,7 +92,7 @@ class VerifierWorker:
         self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
     ) -> Verdict | Outcome:
         key = f"{trajectory.rollout}/verify"
-        digest = codec.digest(body)
+        digest = trajectory.digest or codec.digest(body)
         match await self._inbox.take(key):
             case Committed():
                 return Ack()
@@ -119,6 +120,8 @@ class VerifierWorker:
                     verdict = _gave_up(run.idle_takes - 1)
                 else:
                     verdict = await self._score(owner, trajectory, task, spec)
+                if _VERDICT_PATH in run.results:  # about another trajectory of this rollout:
+                    return verdict  # each keeps its own, the first row that is committed wins
                 return await self._first(owner, digest, verdict)
         except asyncio.CancelledError:
             await self._let_go(key, run)
@@ -141,7 +144,7 @@ class VerifierWorker:
             verdict = await score(spec, rollout, judge, self._score_timeout_s)
         except Nondeterministic as e:
             verdict = Verdict(reward=None, error=Failure(kind="verifier", message=str(e)))
-        return dataclasses.replace(verdict, calls=judge.records)
+        return msgspec.structs.replace(verdict, calls=judge.records)
 
     async def _first(self, owner: Owner, digest: bytes, verdict: Verdict) -> Verdict:
         """Store the verdict; if one about the same trajectory was first, that one counts."""
@@ -196,7 +199,7 @@ def results_for(task: Task, trajectory: bytes, verdict: Verdict) -> Sequence[Out
         body = codec.encode(result)
     except TooLarge:  # the judges' conversations are what can make it so
         body = codec.encode(
-            dataclasses.replace(result, verdict=dataclasses.replace(verdict, calls=()))
+            msgspec.structs.replace(result, verdict=msgspec.structs.replace(verdict, calls=()))
         )
     shard = shard_of(task.rollout_id, SINK_SHARDS)
     return [
