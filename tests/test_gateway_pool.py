@@ -141,8 +141,12 @@ async def test_calls_go_on_at_the_other_replica_when_one_dies() -> None:
                     group.create_task(caller.ask(rollout=f"run.g/{n}/0", deadline_s=30))
                     for n in range(60)
                 ]
+            status = {s.url: s for s in caller.gateway.endpoints()["m"]}
         assert all(task.result().error is None for task in asked)
         assert len(b.seen) == 60
+        assert status[b.url].up
+        assert status[b.url].requests == 60
+        assert not status[a.url].up
 
 
 # Slots

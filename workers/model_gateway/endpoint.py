@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from broker.messages import ModelResult
@@ -39,6 +40,24 @@ class Probed(Backend, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """How an endpoint stands, for metrics and people."""
+
+    url: str
+    """Secrets masked."""
+    up: bool
+    why: str
+    """What failed last; empty when nothing has."""
+    limit: int
+    """Requests that it may have in flight now."""
+    in_flight: int
+    waiting: int
+    """Calls that wait for a slot."""
+    requests: int
+    """Sent since the start."""
+
+
 class Endpoint:
     """One base URL of one model."""
 
@@ -54,6 +73,20 @@ class Endpoint:
     def rank(self, sticky: str) -> bytes:
         """Rendezvous hashing: whoever ranks highest serves; others keep theirs when it goes."""
         return hashlib.blake2b(f"{self.url}\0{sticky}".encode(), digest_size=8).digest()
+
+    @property
+    def status(self) -> EndpointStatus:
+        """How it stands now."""
+        slots, health = self.slots, self.health
+        return EndpointStatus(
+            url=self.url,
+            up=not health.down,
+            why=health.why,
+            limit=slots.limit,
+            in_flight=slots.held,
+            waiting=slots.waiting,
+            requests=self.requests,
+        )
 
     async def ask(self, request: BackendRequest, changed: Callable[[], None]) -> ModelResult:
         """Send one request, in a slot that the caller holds; learn from what comes of it."""

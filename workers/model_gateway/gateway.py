@@ -32,7 +32,8 @@ from workers.model_gateway.backend import (
 )
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.conversion import as_items
-from workers.model_gateway.pool import AllDown
+from workers.model_gateway.endpoint import EndpointStatus
+from workers.model_gateway.pool import AllDown, EndpointPool
 from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,14 @@ class ModelGateway:
             for model in self._models
             for lane in LANES
         ]
+
+    def endpoints(self) -> dict[str, list[EndpointStatus]]:
+        """How the endpoints of each model stand; scripted models have none."""
+        return {
+            name: [endpoint.status for endpoint in backend.endpoints]
+            for name, (_, backend) in self._models.items()
+            if isinstance(backend, EndpointPool)
+        }
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Answer one call. Raises WireError for a message that is none, JournalUnavailable."""
