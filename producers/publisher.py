@@ -121,7 +121,7 @@ class Publisher:
         self._broker = broker
         self._runs = runs
         self._template = template
-        self._queues = queues
+        self.queues = queues
         self._window = window
         self._on_published = on_published
         self._confirmed = published_before
@@ -154,7 +154,7 @@ class Publisher:
         Cancelled, it leaves the watermark at or below what is confirmed. A BrokerError comes out
         in an ExceptionGroup.
         """
-        await self._broker.declare(self._queues)
+        await self._broker.declare(self.queues)
         try:
             async with asyncio.TaskGroup() as group:
                 reporting = group.create_task(self._report_regularly())
@@ -198,19 +198,36 @@ class Publisher:
             return True
         return self._window is not None and len(self._out) >= self._window
 
+    async def publish_again(self, instances: Iterable[Instance]) -> int:
+        """Publish those of these instances again that are out and confirmed; how many they were.
+
+        For messages that were lost (producers/healing.py); needs a window. A copy too many does
+        no harm.
+        """
+        again = 0
+        for instance in instances:
+            if instance.id in self._out and instance.id not in self._unconfirmed:
+                await publish_patiently(self._broker, self._message(instance))
+                again += 1
+        return again
+
     async def _publish_one(self, instance: Instance) -> None:
-        task = msgspec.structs.replace(
-            self._template,
-            task_index=instance.line.index,
-            repeat=instance.repeat,
-            row=instance.line.raw,
-            enqueued_at=time.time(),
-        )
-        await publish_patiently(self._broker, task_message(task))
+        await publish_patiently(self._broker, self._message(instance))
         crash_at("publisher.after_publish")
         del self._unconfirmed[instance.id]
         self._confirmed += 1
         self._changed.set()
+
+    def _message(self, instance: Instance) -> Outgoing:
+        return task_message(
+            msgspec.structs.replace(
+                self._template,
+                task_index=instance.line.index,
+                repeat=instance.repeat,
+                row=instance.line.raw,
+                enqueued_at=time.time(),
+            )
+        )
 
     def _standing(self) -> Published:
         """What holds right now; of the last task not every repeat may have been taken up."""

@@ -28,6 +28,7 @@ from broker.topology import (
 from producers import bitmap
 from producers.checks import CheckReport, check, good_lines
 from producers.datasets import BadDataset, is_stream, spool
+from producers.healing import heal
 from producers.publisher import Instance, Publisher, queues_for, remaining
 from producers.run_record import OpenedRun, RunConflict, RunSpec, open_run
 from sinks.base import Output
@@ -259,11 +260,32 @@ async def _collect(
                 on_committed=accounts.committed,
             )
         )
-        await publisher.publish(_instances(collection, embedded=settings.broker is None))
+        embedded = settings.broker is None
+        healing = group.create_task(_heal(at, collection, accounts, publisher, embedded))
+        await publisher.publish(_instances(collection, embedded=embedded))
         await accounts.finished.wait()
+        healing.cancel()
         workers_stop.set()
         sink_stop.set()
     await at.broker.delete(run_results_queue("collect", record.run).name)
+
+
+async def _heal(
+    at: Connections,
+    collection: Collection,
+    accounts: _Accounts,
+    publisher: Publisher,
+    embedded: bool,
+) -> None:
+    """Watch for lost messages where there is a broker that can lose them."""
+    if not embedded:
+        await heal(
+            at.broker,
+            publisher,
+            publisher.queues,
+            lambda: _instances(collection, embedded=True),
+            lambda: accounts.safe,
+        )
 
 
 def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> Publisher:

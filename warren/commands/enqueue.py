@@ -21,6 +21,7 @@ from broker.messages import Task
 from broker.names import is_name
 from producers import bitmap
 from producers.checks import CheckReport, good_lines
+from producers.healing import heal
 from producers.publisher import Publisher, remaining
 from warren.collecting import checked_input, run_queues
 from warren.commands.collect import exit_code, show
@@ -93,9 +94,19 @@ async def _enqueue(
     quiet = options.quiet or not options.wait
     async with showing(waiting.progress, sys.stderr, quiet=quiet), asyncio.TaskGroup() as group:
         polling = group.create_task(waiting.poll()) if options.wait or options.window else None
+        healing = group.create_task(
+            heal(
+                at.broker,
+                publisher,
+                publisher.queues,
+                lambda: remaining(good_lines(report), options.repeats),
+                lambda: waiting.safe,
+            )
+        )
         published = await publisher.publish(remaining(good_lines(report), options.repeats, known))
         if options.wait:
             await waiting.finished.wait()
+        healing.cancel()
         if polling is not None:
             polling.cancel()
     if options.wait:
@@ -140,6 +151,11 @@ class _Waiting:
         self._started = time.monotonic()
         self._seen = [b""] * options.repeats
         self.progress = Progress(total=report.tasks * options.repeats)
+
+    @property
+    def safe(self) -> int:
+        """How many rows are known to be durable."""
+        return sum(bitmap.count(bits) for bits in self._seen)
 
     async def look(self) -> list[bytes]:
         """Bitmaps of the durable rows, one per repeat."""
