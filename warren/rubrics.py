@@ -33,7 +33,7 @@ from workers.threads import Threads
 Reward = Callable[[Rollout, VerifierContext], Awaitable[float]]
 """What the functions here make."""
 
-AnyReward = Callable[..., float] | Callable[..., Awaitable[float]]
+AnyReward = Callable[..., Any]
 """A reward function as authors write it: of `rollout`, or `async` of `rollout` and `ctx`."""
 
 
@@ -43,10 +43,13 @@ def correctness(check: Callable[[Rollout], bool | float]) -> Reward:
     `check` runs in a thread, like every reward that is not `async`. What it raises is a failed
     verification, not a 0.
     """
+    names = list(inspect.signature(check).parameters)
+    if len(names) != 1:
+        raise ValueError(f"{where(check)}: a check takes the rollout, and nothing else")
     threads = Threads()
 
     async def correct(rollout: Rollout, ctx: VerifierContext) -> float:
-        return float(await call(check, threads, **{_only_parameter(check): rollout}))
+        return float(await call(check, threads, **{names[0]: rollout}))
 
     return correct
 
@@ -162,11 +165,6 @@ def _reward(function: AnyReward) -> Reward:
         return float(await call(function, threads, **given))
 
     return reward
-
-
-def _only_parameter(function: Callable[..., object]) -> str:
-    [name] = inspect.signature(function).parameters
-    return name
 
 
 def _fields(template: str, rollout: Rollout) -> dict[str, object]:

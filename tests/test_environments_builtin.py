@@ -1,0 +1,379 @@
+"""The built-in environments: rewards agree with the answers' ground truth, and all of them run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from broker.messages import Usage
+from environments.dialogue import booking
+from environments.math import final_answer
+from environments.search import DOCUMENTS, read, search
+from environments.workplace import Email, Office, office, send_email, set_stage
+from warren import Item, MathEquality, Rollout, VerifierContext, load_environment
+
+NAMES = ("math", "search", "instructions", "workplace", "dialogue", "open_ended")
+NOBODY = cast(VerifierContext, None)
+
+
+def finished(
+    task: dict[str, Any], answer: str, *, output: Sequence[Item] = (), state: object = None
+) -> Rollout:
+    message = {"type": "message", "role": "assistant", "content": answer}
+    return Rollout(
+        rollout_id="r/0/0",
+        task=task,
+        prompt=[{"role": "user", "content": "question"}],
+        output=[*output, message],
+        status="completed",
+        error=None,
+        state=state,
+        session=None,
+        steps=1,
+        usage=Usage(),
+    )
+
+
+async def rewards(name: str, rollout: Rollout) -> dict[str, float]:
+    parts = load_environment(name).spec().rewards
+    return {part.name: part.weight * await part.run(rollout, NOBODY) for part in parts}
+
+
+@pytest.fixture(scope="module")
+def mathematics() -> Any:
+    equality = MathEquality()
+    yield equality
+    equality.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "equal"),
+    [
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\frac{2}{4}", r"\frac{1}{2}", True),
+        (r"\dfrac12", "1/2", True),
+        ("½", "0.5", True),
+        ("1¾", r"\frac{7}{4}", True),
+        ("0.333333", "1/3", True),
+        ("0.33", "1/3", False),
+        ("1,000", "1000", True),
+        ("1{,}000", "1000", True),
+        ("12.0", "12", True),
+        ("$12$", "12", True),
+        ("12.", "12", True),
+        ("－３", "-3", True),
+        ("\u22123", "-3", True),
+        ("3", "-3", False),
+        ("50\\%", "0.5", True),
+        ("35", r"35 \text{ cm}^2", True),
+        ("35 cm^2", r"35 \text{ cm}^2", True),
+        ("35 cm²", r"35 \text{ cm}^2", True),
+        ("35 m^2", r"35 \text{ cm}^2", False),
+        ("35 cm", r"35 \text{ cm}^2", False),
+        ("5 hours", "5 h", True),
+        ("5 minutes", "5 h", False),
+        (r"90^\circ", "90", True),
+        (r"\$15", "15", True),
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        ("2√2", r"\sqrt{8}", True),
+        (r"\sqrt{5}/5", r"\frac{1}{\sqrt{5}}", True),
+        ("(x+1)^2", "x^2+2x+1", True),
+        ("x²+2x+1", "(x+1)^2", True),
+        ("x^2+2", "x^2+1", False),
+        ("2^{10}", "1024", True),
+        ("x = 5", "5", True),
+        ("y=3", "x=3", False),
+        ("{3, 1, 2}", r"\{1, 2, 3\}", True),
+        ("2, 3", r"\{3, 2\}", True),
+        ("2", r"\{3, 2\}", False),
+        ("(2, 1)", "(1, 2)", False),
+        ("(-3,3)", "(-3, 3)", True),
+        ("[-3,3]", "(-3, 3)", False),
+        ("41 or 42", "42", False),
+        (r"1 \text{ or } 42", "42", False),
+        ("forty-two", "42", False),
+        ("", "42", False),
+        ("42" * 300, "42", False),
+    ],
+)
+def test_mathematics_is_compared_as_mathematics(
+    mathematics: MathEquality, said: str, expected: str, equal: bool
+) -> None:
+    assert mathematics.equal(said, expected) is equal
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "9^{9^{9^{9}}}",
+        "9**9**9**9",
+        "10^{10^{10}}!",
+        "((((((((x+1)^9)^9)^9)^9)^9)^9)^9)^9",
+        "{" * 190 + "x" + "}" * 190,
+        r"\frac{" * 60 + "1",
+        r"\begin{matrix}" + "1&" * 100,
+        "__import__('os').abort()",
+        r"}\boxed{42",
+        r"42}\boxed{7",
+        r"\text{nan}",
+        "9" * 399,
+        "\0",
+        "\ud800",
+        "\\" * 100,
+    ],
+)
+def test_hostile_answers_are_wrong_soon_and_harm_nobody(
+    mathematics: MathEquality, hostile: str
+) -> None:
+    assert not mathematics.equal("warm", "up")
+    began = time.process_time()
+    assert not mathematics.equal(hostile, "42")
+    assert time.process_time() - began < 1.0, "the work is done elsewhere, within limits"
+    assert mathematics.equal("84/2", "42")
+
+
+def test_a_killed_server_is_started_again(mathematics: MathEquality) -> None:
+    assert mathematics.equal("0.25", "1/4")
+    mathematics.close()
+    assert mathematics.equal("0.25", "1/4")
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'warren\[math\]'"):
+        MathEquality().equal("1/2", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"So \boxed{5} apples. I hope this helps!", "5"),
+        (r"\boxed{1}, no: \boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{3} and then it breaks off: \boxed{4", "3"),
+        ("I think.\nThe answer is 42", "42"),
+        ("**Answer: 42**", "42"),
+        ("The answer is 41 or 42", "41 or 42"),
+        ("42", "42"),
+        ("", ""),
+    ],
+)
+def test_the_final_answer_is_found(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+def test_unfinished_boxes_cost_no_time() -> None:
+    began = time.process_time()
+    assert final_answer("\\boxed{" * 20_000)
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [
+        (r"Thus \boxed{0.5}.", 1.0),
+        (r"\boxed{½}", 1.0),
+        (r"\boxed{\frac{1}{2}} or \boxed{2}", 0.0),
+        ("It is one half.", 0.0),
+        ("", 0.0),
+    ],
+)
+async def test_math_rewards_agree_with_the_truth(answer: str, reward: float) -> None:
+    task = {"expected_answer": r"\frac{1}{2}"}
+    assert await rewards("math", finished(task, answer)) == {"correct": reward}
+
+
+def reads(*documents: str, tool: str = "read") -> list[Item]:
+    items: list[Item] = []
+    for n, id_ in enumerate(documents):
+        arguments = json.dumps({"document_id": id_})
+        text = DOCUMENTS[id_]["text"] if id_ in DOCUMENTS else "Error"
+        call = {"type": "function_call", "name": tool, "call_id": f"c{n}", "arguments": arguments}
+        items += [call, {"type": "function_call_output", "call_id": f"c{n}", "output": text}]
+    return items
+
+
+@pytest.mark.parametrize(
+    ("answer", "documents", "expected"),
+    [
+        ("Ingrid Solheim", ["tarn-01", "tarn-02"], (0.7, 0.3)),
+        ("I looked it up.\n\n**ingrid  SOLHEIM.**", ["tarn-01"], (0.7, 0.15)),
+        ("Ｉngrid Solheim", [], (0.7, 0.0)),
+        ("Ingrid Solheim or Jonas Falk", ["tarn-01", "tarn-02"], (0.0, 0.3)),
+        ("Ingrid Solheim\nI hope this helps!", ["tarn-99"], (0.0, 0.0)),
+        ("", ["tarn-03", "tarn-04", "tarn-05", "tarn-06", "tarn-07", "tarn-01"], (0.0, 0.0)),
+        ("Solheim", ["tarn-02"] * 3, (0.0, 0.15)),
+    ],
+)
+async def test_search_rewards_agree_with_the_truth(
+    answer: str, documents: list[str], expected: tuple[float, float]
+) -> None:
+    task = {"expected_answer": "Ingrid Solheim", "documents": ["tarn-01", "tarn-02"]}
+    got = await rewards("search", finished(task, answer, output=reads(*documents)))
+    assert (got["answer"], got["retrieval"]) == pytest.approx(expected)
+
+
+async def test_naming_documents_without_reading_them_is_worth_nothing() -> None:
+    task = {"expected_answer": "1898", "documents": ["tarn-01"]}
+    for output in (reads("tarn-01", tool="search"), reads("tarn-99")):
+        got = await rewards("search", finished(task, "1900", output=output))
+        assert got["retrieval"] == 0.0
+
+
+async def test_search_ranks_what_fits_first() -> None:
+    assert (await search("who designed the lighthouse on Skerry"))[0]["id"] == "tarn-01"
+    assert (await search("TOBIAS RENN"))[0]["id"] == "tarn-14"
+    assert await search("xyzzy") == []
+    assert await search("") == []
+    assert "Solheim" in await read("tarn-01")
+    with pytest.raises(ValueError, match="no document"):
+        await read("../../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("constraints", "answer", "kept"),
+    [
+        ({"max_words": 3}, "one two three", 1),
+        ({"max_words": 3}, "one two three-four", 0),
+        ({"min_words": 2}, "don’t stop", 1),
+        ({"words": 2}, "naïve café", 1),
+        ({"words": 2}, "nai\u0308ve cafe\u0301", 1),
+        ({"words": 3}, "火 is fire", 1),
+        ({"sentences": 2}, "Yes. It costs 3.5 crowns!", 1),
+        ({"sentences": 1}, "Wait... what?", 0),
+        ({"bullets": 2}, "- a\n* b\nc", 1),
+        ({"bullets": 2}, "-a\n- \n- b", 0),
+        ({"contains": "north sea"}, "The NORTH  Sea, again", 1),
+        ({"contains": "sea"}, "seasons", 0),
+        ({"avoids": "fog"}, "foggy", 1),
+        ({"avoids": "fog"}, "It is FOG.", 0),
+        ({"starts_with": "Dear Ada"}, "  Dear Ada, hello", 1),
+        ({"starts_with": "Dear Ada"}, "dear ada", 0),
+        ({"ends_with": "Bye."}, "So long. Bye.\n", 1),
+        ({"ends_with": "Bye."}, "Bye. P.S.", 0),
+        ({"lower_case": True}, "straße 7", 1),
+        ({"upper_case": True}, "STRASSE É", 1),
+        ({"upper_case": True}, "STRAßE", 0),
+        ({"no_commas": True}, "a; b", 1),
+        ({"no_commas": True}, "a, b", 0),
+        ({"json": ["a", "b"]}, '{"b": 1, "a": null}', 1),
+        ({"json": ["a"]}, '```json\n{"a": 1}\n```', 0),
+        ({"json": ["a"]}, '{"a": 1, "b": 2}', 0),
+        ({"json": ["a"]}, "[" * 100_000, 0),
+        ({"json": ["a"]}, "9" * 10_000, 0),
+        ({"avoids": "fog"}, "", 0),
+        ({"max_words": 5, "lower_case": True, "no_commas": True}, "Three Words here", 2),
+    ],
+)
+async def test_instructions_rewards_agree_with_the_truth(
+    constraints: dict[str, Any], answer: str, kept: int
+) -> None:
+    got = await rewards("instructions", finished({"constraints": constraints}, answer))
+    assert got["fraction"] == pytest.approx(0.5 * kept / len(constraints))
+    assert got["all_satisfied"] == (0.5 if kept == len(constraints) else 0.0)
+
+
+def first_office() -> tuple[dict[str, Any], Office]:
+    tasks = load_environment("workplace").tasks
+    assert tasks is not None
+    task = next(
+        json.loads(line) for line in tasks.read_text("utf-8").splitlines() if "Welcome" in line
+    )
+    return task, office(task)
+
+
+async def test_a_workplace_is_done_when_its_tables_are_as_expected() -> None:
+    task, state = first_office()
+    assert await rewards("workplace", finished(task, "Done.", state=state)) == {"done": 0.0}
+    await set_stage(state, "ada.berg@nordlys.example", "customer")
+    await send_email(state, "ada.berg@nordlys.example", "Welcome", "Hello Ada")
+    state.contacts.reverse()
+    assert await rewards("workplace", finished(task, "Done.", state=state)) == {"done": 1.0}
+    state.outbox.append(Email("ben@okoro.example", "Welcome", "Hello Ben"))
+    assert await rewards("workplace", finished(task, "Done.", state=state)) == {"done": 0.0}
+
+
+def test_what_can_harm_is_declared_so() -> None:
+    tools = load_environment("workplace").spec().tools
+    effects = {name: tool.effect for name, tool in tools.items()}
+    assert effects["send_email"] == "at_most_once"
+    assert effects["find_contact"] == effects["list_events"] == "pure"
+    assert effects["add_event"] == effects["cancel_event"] == effects["set_stage"] == "idempotent"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "BOOKED: play=Hamlet, day=friday, seats=2",
+            {"play": "hamlet", "day": "friday", "seats": "2"},
+        ),
+        (
+            "Thanks!\nBOOKED: play=The Seagull , seats=2.\nBye",
+            {"play": "the seagull", "seats": "2"},
+        ),
+        ("BOOKED: play=a\nBOOKED: play=b", {"play": "b"}),
+        ("play=Hamlet", {}),
+        ("BOOKED:", {}),
+        ("", {}),
+    ],
+)
+def test_a_booking_is_read(text: str, expected: dict[str, str]) -> None:
+    assert booking(text) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_one_readable_file_with_a_dozen_tasks(name: str) -> None:
+    env = load_environment(name)
+    source = Path(env.source).read_text(encoding="utf-8")
+    assert len(source.splitlines()) < (170 if name == "workplace" else 115)
+    assert "from warren." not in source
+    assert env.tasks is not None
+    lines = env.tasks.read_text("utf-8").splitlines()
+    assert len(lines) >= 12
+    assert all("responses_create_params" in json.loads(line) for line in lines)
+
+
+def collect(name: str, output: Path) -> dict[str, Any]:
+    tasks = load_environment(name).tasks
+    command = [sys.executable, "-m", "warren", "collect", str(tasks), "--env", name]
+    command += ["--model", "scripted", "-o", str(output), "--repeats", "3", "--json", "-q"]
+    done = subprocess.run(
+        command,
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={k: v for k, v in os.environ.items() if not k.startswith("WARREN_")},
+    )
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def scores(output: Path) -> dict[tuple[int, int], float]:
+    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    return {(row["_ng_task_index"], row["_ng_rollout_index"]): row["reward"] for row in rows}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_from_end_to_end_with_mixed_outcomes(name: str, tmp_path: Path) -> None:
+    first = collect(name, tmp_path / "rows.jsonl")
+    assert first["completed"] == first["rollouts"] == first["tasks"] * 3, first
+    assert 0.0 < first["mean_reward"] < 1.0
+    rows = scores(tmp_path / "rows.jsonl")
+    groups = [{rows[task, repeat] for repeat in range(3)} for task in range(first["tasks"])]
+    assert sum(len(group) > 1 for group in groups) >= len(groups) / 3, "repeats differ"
+    written = (tmp_path / "rows.jsonl").read_bytes()
+    again = collect(name, tmp_path / "rows.jsonl")
+    assert again["rollouts"] == first["rollouts"]
+    assert (tmp_path / "rows.jsonl").read_bytes() == written, "nothing was left to do"
+    collect(name, tmp_path / "other.jsonl")
+    assert scores(tmp_path / "other.jsonl") == rows, "outcomes depend on task and repeat alone"
