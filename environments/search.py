@@ -60,7 +60,11 @@ async def search(query: str) -> list[dict[str, str]]:
 
 @env.tool(effect="pure")
 async def read(document_id: str) -> str:
-    """The text of a document that `search` found."""
+    """The text of a document.
+
+    Args:
+        document_id: as `search` gives it, for example `tarn-07`
+    """
     if document_id not in DOCUMENTS:
         raise ValueError(f"there is no document {document_id[:40]!r}; search for one")
     return str(DOCUMENTS[document_id]["text"])

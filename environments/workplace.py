@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from warren import Environment, Item, PolicyRequest, Rollout, Task, message_text
 
@@ -19,6 +19,10 @@ env = Environment(
     tasks="tasks/workplace.jsonl",
 )
 Stage = Literal["lead", "prospect", "customer", "lost"]
+Title = Annotated[str, "title of the event, exactly"]
+Day = Annotated[str, "day of the week, for example monday"]
+Time = Annotated[str, "24 hours, for example 09:30"]
+Address = Annotated[str, "e-mail address of the contact"]
 
 
 @dataclass
@@ -57,14 +61,14 @@ def office(task: Task) -> Office:
 
 
 @env.tool(effect="pure")
-async def list_events(state: Office, day: str) -> list[dict[str, str]]:
-    """The events of a day, for example `monday`."""
+async def list_events(state: Office, day: Day) -> list[dict[str, str]]:
+    """The events of a day."""
     return [asdict(event) for event in state.calendar if event.day == day.lower()]
 
 
 @env.tool
-async def add_event(state: Office, title: str, day: str, time: str) -> str:
-    """Put an event into the calendar; `time` like `09:30`."""
+async def add_event(state: Office, title: Title, day: Day, time: Time) -> str:
+    """Put an event into the calendar; its title must be new."""
     if any(event.title == title for event in state.calendar):
         raise ValueError(f"there is an event {title!r} already")
     if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time):
@@ -74,28 +78,33 @@ async def add_event(state: Office, title: str, day: str, time: str) -> str:
 
 
 @env.tool
-async def cancel_event(state: Office, title: str) -> str:
+async def cancel_event(state: Office, title: Title) -> str:
     """Remove an event from the calendar."""
     state.calendar.remove(only([e for e in state.calendar if e.title == title], title))
     return "cancelled"
 
 
 @env.tool(effect="pure")
-async def find_contact(state: Office, name: str) -> dict[str, str]:
+async def find_contact(state: Office, name: Annotated[str, "full name"]) -> dict[str, str]:
     """A contact's e-mail address and stage."""
     return asdict(only([c for c in state.contacts if c.name.lower() == name.lower()], name))
 
 
 @env.tool
-async def set_stage(state: Office, email: str, stage: Stage) -> str:
-    """Set the stage of the contact with this e-mail address."""
+async def set_stage(state: Office, email: Address, stage: Annotated[Stage, "the new stage"]) -> str:
+    """Change how far we are with a contact."""
     only([c for c in state.contacts if c.email == email], email).stage = stage
     return "set"
 
 
 @env.tool(effect="at_most_once")
-async def send_email(state: Office, to: str, subject: str, body: str) -> str:
-    """Send an e-mail to an address. It can't be taken back."""
+async def send_email(
+    state: Office,
+    to: Address,
+    subject: Annotated[str, "one line, exactly as asked for"],
+    body: Annotated[str, "the text"],
+) -> str:
+    """Send an e-mail. It can't be taken back."""
     state.outbox.append(Email(to, subject, body))
     return "sent"
 
@@ -132,13 +141,15 @@ ORDERS = {
 
 
 def plan(text: str) -> list[tuple[str, dict[str, str]]]:
-    """The calls that an order in the words of `ORDERS` needs; people are looked up first."""
+    """The calls that an order in the words of `ORDERS` needs; people and days come first."""
     found = [(m, tool) for tool, order in ORDERS.items() for m in re.finditer(order, text)]
     calls = []
     for match, tool in sorted(found, key=lambda pair: pair[0].start()):
         arguments = match.groupdict()
         if name := arguments.pop("name", ""):
             calls.append(("find_contact", {"name": name}))
+        if day := arguments.get("day"):
+            calls.append(("list_events", {"day": day}))
         calls.append((tool, arguments))
     return calls
 

@@ -111,7 +111,7 @@ async def test_a_hybrid_is_named_components_of_an_environment() -> None:
     async def polite(rollout: Rollout, ctx: VerifierContext) -> float:
         return 1.0
 
-    parts = {
+    parts: dict[str, tuple[float, Any]] = {
         "correct": (0.5, right),
         "kind": (0.25, quality("{answer}", {"kind": "it is kind"})),
         "brief": (0.15, efficiency(steps=3)),
