@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from broker.messages import ModelCall, Result
-from tests.support.rig import Rig
+from broker.messages import Limits, ModelCall, Result
+from tests.support.rig import Rig, trajectory_of
 from workers.owner import Replaced
 from workers.spec import (
     Combine,
@@ -264,3 +264,28 @@ async def test_without_a_judge_model_the_failure_says_so() -> None:
     result = await verified(spec, Judge())
     assert result.verdict.error is not None
     assert "names no judge_model" in result.verdict.error.message
+
+
+async def test_a_judge_that_nobody_serves_fails_the_verification_at_the_calls_deadline() -> None:
+    spec = judged_by(model="gone", retries=0)
+    async with Rig(spec, Judge()) as rig, rig.agent(), rig.verifier():
+        await rig.submit(0, limits=Limits(call_timeout_s=0.3))
+        [result] = await rig.wait(1)
+    assert result.verdict.error is not None
+    assert "no answer from judge model 'gone' within 0.3 s" in result.verdict.error.message
+
+
+async def test_a_model_that_an_agent_names_and_nobody_serves_fails_that_rollout_alone() -> None:
+    async def agent(ctx: Any, task: Any) -> None:
+        if task.row["index"] == 0:
+            await ctx.model([{"role": "user", "content": "hello"}], model="gone")
+        await ctx.model()
+
+    spec = EnvironmentSpec("test", agent=agent)
+    async with Rig(spec, Judge()) as rig, rig.agent(), rig.verifier():
+        await rig.submit(0, 1, limits=Limits(call_timeout_s=0.3))
+        results = {result.task_index: trajectory_of(result) for result in await rig.wait(2)}
+    assert results[1].status == "completed"
+    assert results[0].status == "failed"
+    assert results[0].error is not None
+    assert "gone" in results[0].error.message

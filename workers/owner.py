@@ -34,7 +34,7 @@ from broker.journal.base import (
 )
 from broker.messages import Call, Reply, ReplyKind
 from broker.serve import publish_patiently
-from broker.topology import inbox, queue_name
+from broker.topology import QueueSpec, inbox, queue_name
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Ask:
     timeout_s: float
     on_timeout: Callable[[], bytes]
     """The packed result that says so."""
+    queue: QueueSpec | None = None
+    """Where it goes, if nobody else is sure to have declared that: models that code names."""
 
 
 class _Waiting:
@@ -118,6 +120,7 @@ class Owner:
         self._worker_id = worker_id
         self._stateful = stateful
         self._waiting: dict[str, _Waiting] = {}
+        self._declared: set[str] = set()
 
     async def call(self, ask: Ask) -> bytes:
         """The call's packed result: from the journal if it was made before, else make it.
@@ -161,6 +164,9 @@ class Owner:
             **ask.fields,
         )
         async with asyncio.timeout(max(waiting.deadline - time.time(), 0.0)):
+            if ask.queue is not None and ask.queue.name not in self._declared:
+                await self._broker.declare([ask.queue])
+                self._declared.add(ask.queue.name)
             await publish_patiently(
                 self._broker,
                 Outgoing(

@@ -18,7 +18,7 @@ from broker.messages import (
     ToolCall,
     ToolResult,
 )
-from broker.topology import MODEL, TOOL, Lane, model_key
+from broker.topology import MODEL, TOOL, Lane, model_key, model_queue
 from workers.agent.conversation import Conversation
 from workers.owner import Ask, Owner
 from workers.spec import EnvironmentSpec, Item
@@ -116,6 +116,7 @@ class CallMaker:
             fields=self._fields,
             timeout_s=self._timeout_s(),
             on_timeout=functools.partial(_model_timeout, name, self._task.limits.call_timeout_s),
+            queue=None if policy else model_queue(self._lane, name),
         )
         self._records[path] = None
         started_at = time.time()

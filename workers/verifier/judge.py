@@ -7,14 +7,14 @@ order; never on which vote was answered first. A replay therefore finds every fi
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from broker import codec
 from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import CallRecord, Failure, ModelCall, ModelResult, Task
-from broker.topology import MODEL, model_key
+from broker.topology import MODEL, model_key, model_queue
 from workers.owner import Ask, Nondeterministic, Owner, Replaced
 from workers.spec import Combine, Item, JudgeVerdict, Vote, message_text
 from workers.verifier.verdicts import Malformed, combined, complaint, question, read_vote
@@ -41,18 +41,10 @@ class _Ballot:
 class Judge:
     """What reward functions get as `ctx`: see `VerifierContext`."""
 
-    def __init__(
-        self,
-        owner: Owner,
-        task: Task,
-        model: str | None,
-        declare: Callable[[str], Awaitable[None]],
-    ) -> None:
+    def __init__(self, owner: Owner, task: Task, model: str | None) -> None:
         self._owner = owner
         self._task = task
         self._model = model
-        self._declare = declare
-        self._declared: set[str] = set()
         self._next = 0
         self._records: dict[str, CallRecord | None] = {}
         self._verdicts: dict[bytes, JudgeVerdict] = {}
@@ -150,9 +142,6 @@ class Judge:
     async def _call(
         self, path: str, model: str, items: tuple[bytes, ...], options: bytes
     ) -> ModelResult:
-        if model not in self._declared:
-            await self._declare(model)
-            self._declared.add(model)
         started_at = time.time()
         limit_s = self._task.limits.call_timeout_s
         result = await self._owner.call(
@@ -175,6 +164,7 @@ class Judge:
                 },
                 timeout_s=limit_s,
                 on_timeout=functools.partial(_no_answer, model, limit_s),
+                queue=model_queue(self._task.lane, model),
             )
         )
         self._records[path] = CallRecord(

@@ -22,7 +22,7 @@ from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Ru
 from broker.messages import Failure, Result, Task, Trajectory, Verdict
 from broker.names import shard_of
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
-from broker.topology import RESULT, SINK_SHARDS, model_queue, result_key, verify_queue
+from broker.topology import RESULT, SINK_SHARDS, result_key, verify_queue
 from workers.owner import Inbox, Nondeterministic, Owner, Replaced
 from workers.spec import EnvironmentSpec
 from workers.verifier.judge import Judge
@@ -135,11 +135,7 @@ class VerifierWorker:
         except WireError as e:
             failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
             return Verdict(reward=None, error=failure)
-
-        async def declare(model: str) -> None:
-            await self._broker.declare([model_queue(task.lane, model)])
-
-        judge = Judge(owner, task, spec.judge_model, declare)
+        judge = Judge(owner, task, spec.judge_model)
         try:
             verdict = await score(spec, rollout, judge, self._score_timeout_s)
         except Nondeterministic as e:
