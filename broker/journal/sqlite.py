@@ -1,15 +1,18 @@
 """The journal in one SQLite file: for embedded runs, which outlive their process this way.
 
-All operations of one turn of the event loop, and those that waited meanwhile, are one
-transaction of one writer thread: group commit. An operation that returned survives `kill -9`
-of the process; a power cut may take the last moments, which owners notice as a lost journal.
+All operations of one turn of the event loop are one transaction: group commit. An operation that
+returned survives `kill -9` of the process; a power cut may take the last moments, which owners
+notice as a lost journal.
+
+Transactions run on the event loop: they only copy into the page cache, some 10 us a statement,
+where a thread would have to wait for the GIL after each. What waits for the disk, the checkpoint,
+runs in a thread.
 """
 
 import asyncio
 import contextlib
-import queue
+import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +32,7 @@ from broker.journal.totals import (
     unpack_totals,
 )
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -37,8 +41,13 @@ KEEP_S: Final = 7 * 86400.0
 _EXPIRE_EVERY_S: Final = 3600.0
 #: Of the tables; a file of another version is refused.
 _VERSION: Final = 1
-#: So many operations at most are one transaction.
-_MAX_BATCH: Final = 1000
+#: The write-ahead log is copied into the file after so many changed rows.
+_CHECKPOINT_ROWS: Final = 5000
+#: Another process that writes is waited for, looking this often.
+_BUSY_S: Final = 10.0
+_BUSY_RETRY_S: Final = 0.005
+#: `is_cancelled` remembers an answer for this long.
+_CANCELLED_S: Final = 2.0
 
 _WATERMARK: Final = (
     "INSERT INTO watermarks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -54,18 +63,17 @@ _REGISTER: Final = (
 
 
 _Job = tuple[Callable[[], Any], asyncio.Future[Any]]
-_Batch = tuple[asyncio.AbstractEventLoop, list[_Job]]
 
 
 class Database:
-    """One file, one thread: `do` returns when the operation's transaction is committed."""
+    """One file: `do` returns when the operation's transaction is committed."""
 
     def __init__(self, path: Path) -> None:
         self.db = _connect(path)
         self._pending: list[_Job] = []
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
-        self._thread.start()
+        self._busy_since: float | None = None
+        self._checkpointed = 0
+        self._checkpoint: asyncio.Task[None] | None = None
         self._closed = False
 
     async def do(self, operation: Callable[[], T]) -> T:
@@ -74,33 +82,34 @@ class Database:
             raise JournalUnavailable("the journal is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        if not self._pending:
-            loop.call_soon(self._flush, loop)
+        if not self._pending and self._checkpoint is None:
+            loop.call_soon(self._flush)
         self._pending.append((operation, future))
         return await future
 
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        jobs, self._pending = self._pending, []
-        self._batches.put((loop, jobs))
-
-    def _work(self) -> None:
-        while (batch := self._batches.get()) is not None:
-            loop, jobs = batch
-            last = False
-            while len(jobs) < _MAX_BATCH and not self._batches.empty() and not last:
-                more = self._batches.get()
-                last = more is None
-                jobs.extend(() if more is None else more[1])
-            outcomes = self._commit([operation for operation, _ in jobs])
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(_settle, [future for _, future in jobs], outcomes)
-            if last:
+    def _flush(self) -> None:
+        """Commit what waits; later, where another process is writing."""
+        loop = asyncio.get_running_loop()
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as e:
+            since = self._busy_since = self._busy_since or loop.time()
+            if e.sqlite_errorcode == sqlite3.SQLITE_BUSY and loop.time() - since < _BUSY_S:
+                loop.call_later(_BUSY_RETRY_S, self._flush)
                 return
+        self._busy_since = None
+        jobs, self._pending = self._pending, []
+        outcomes = self._commit([operation for operation, _ in jobs])
+        _settle([future for _, future in jobs], outcomes)
+        if self.db.total_changes - self._checkpointed > _CHECKPOINT_ROWS and not self._closed:
+            self._checkpointed = self.db.total_changes
+            self._checkpoint = loop.create_task(self._copy_log())
 
     def _commit(self, operations: Sequence[Callable[[], Any]]) -> list[Any]:
         """What each returned, or the exception that it raised."""
         try:
-            self.db.execute("BEGIN IMMEDIATE")
+            if not self.db.in_transaction:
+                self.db.execute("BEGIN IMMEDIATE")
             results = [operation() for operation in operations]
             self.db.execute("COMMIT")
         except Exception as e:
@@ -111,16 +120,28 @@ class Database:
             return [_translated(e)]
         return results
 
+    async def _copy_log(self) -> None:
+        """Into the file, which waits for the disk; what comes meanwhile waits too."""
+        try:
+            copy = self.db.execute
+            await asyncio.to_thread(lambda: copy("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+        except sqlite3.Error as e:  # nothing is lost: the log goes on growing until the next one
+            log.warning("journal not copied", extra={"error": str(e)})
+        finally:
+            self._checkpoint = None
+            if self._pending:
+                self._flush()
+
     async def close(self) -> None:
         """Commit what was asked for, then let go of the file."""
         if self._closed:
             return
         self._closed = True
-        if self._pending:
-            self._flush(asyncio.get_running_loop())
-        self._batches.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self.db.close()
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint])
+        while self._pending:
+            await asyncio.wait([self._pending[-1][1]])
+        await asyncio.to_thread(self.db.close)
 
 
 def _settle(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
@@ -146,8 +167,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise Unreachable(f"{path} is a journal of another version of Warren ({version})")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # see Database._copy_log
         db.executescript(TABLES)
         db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute("PRAGMA busy_timeout = 0")  # see Database._flush
     except sqlite3.Error as e:
         raise Unreachable(f"cannot open the journal {path}: {e}; is its directory there?") from e
     return db
@@ -196,6 +219,7 @@ class SqliteRuns:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._db = database.db
+        self._cancelled: dict[str, tuple[float, bool]] = {}
 
     @classmethod
     async def open(cls, path: Path | str) -> "SqliteRuns":
@@ -268,15 +292,21 @@ class SqliteRuns:
         return [progress for progress in standing if progress is not None]
 
     async def cancel(self, run: str) -> bool:
+        self._cancelled.pop(run, None)
         sql = "UPDATE runs SET cancelled = 1 WHERE run = ?"
         return await self._database.do(lambda: self._db.execute(sql, (run,)).rowcount > 0)
 
     async def is_cancelled(self, run: str) -> bool:
+        asked_at, answer = self._cancelled.get(run, (float("-inf"), False))
+        if time.monotonic() - asked_at < _CANCELLED_S:
+            return answer
         sql = "SELECT 1 FROM runs WHERE run = ? AND cancelled"
         found = await self._database.do(lambda: self._db.execute(sql, (run,)).fetchone())
+        self._cancelled[run] = (time.monotonic(), found is not None)
         return found is not None
 
     async def forget(self, run: str) -> None:
+        self._cancelled.pop(run, None)
         tables = ("runs", "watermarks", "marks", "totals")
         await self._write(*((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables))
 
