@@ -71,7 +71,8 @@ class ResponsesCreateParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[_Item], Field(min_length=1)]
+    input: str | list[_Item]
+    """May be empty: some environments' agents begin the conversation."""
     background: bool | None = None
     include: list[str] | None = None
     instructions: str | None = None
@@ -211,6 +212,8 @@ def check_row(row: Mapping[str, Any], tools: Collection[str] | None = None) -> N
     params = row.get("responses_create_params")
     if params is None:
         params = {"input": _shorthand(row)}
+        if not params["input"]:
+            raise BadRow("its `prompt` or `messages` is empty")
     elif not isinstance(params, dict):
         raise BadRow(f"responses_create_params is {_json_type(params)}, not an object")
     elif params.get("input") is None:

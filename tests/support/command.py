@@ -46,7 +46,7 @@ def spawn(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `warren WORDS` with a clean environment."""
     dropped = ("WARREN_", "OPENAI_")
@@ -54,7 +54,7 @@ def spawn(
     return subprocess.Popen(
         [sys.executable, "-m", "warren", *map(str, words)],
         cwd=cwd,
-        env={**inherited, **variables},
+        env={**inherited, **(variables or {})},
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -75,15 +75,15 @@ def ended(process: subprocess.Popen[bytes], within_s: float = LIMIT_S) -> Done:
 def warren(*words: object, cwd: Path, given: bytes | None = None, **variables: str) -> Done:
     """Run `warren WORDS` to its end; `given` is its standard input."""
     if given is None:
-        return ended(spawn(*words, cwd=cwd, **variables))
-    process = spawn(*words, cwd=cwd, stdin=subprocess.PIPE, **variables)
+        return ended(spawn(*words, cwd=cwd, variables=variables))
+    process = spawn(*words, cwd=cwd, stdin=subprocess.PIPE, variables=variables)
     out, err = process.communicate(given, timeout=LIMIT_S)
     return Done(process.returncode, out.decode(), err.decode())
 
 
 def at_once(*commands: Sequence[object], cwd: Path, **variables: str) -> list[Done]:
     """Run commands side by side: most of a short one is the start of its interpreter."""
-    return [ended(p) for p in [spawn(*words, cwd=cwd, **variables) for words in commands]]
+    return [ended(p) for p in [spawn(*words, cwd=cwd, variables=variables) for words in commands]]
 
 
 def rows_of(path: Path) -> list[Row]:

@@ -23,6 +23,7 @@ from tests.support.command import (
     write_rows,
 )
 
+TERMINAL = {"COLUMNS": "120", "TERM": "xterm"}
 WORDS = "für 你好 🐇 \u2028 \U0001f9ea"
 
 
@@ -80,7 +81,7 @@ def test_bad_rows_are_told_by_line_before_anything_runs_or_left_out(
 ) -> None:
     good = json.dumps(asked("fine"))
     bad = ["{", "[1]", "null", '"text"', '{"a": NaN}', '{"responses_create_params": 3}', "{}"]
-    bad += ['{"responses_create_params": {"input": []}}']
+    bad += ['{"responses_create_params": {"input": 3}}']
     bad += ['{"responses_create_params": {"input": "x", "temperatur": 1}}', '{"prompt": 7}']
     bad += ['{"prompt": "\\ud800"}', "\xff"]
     lines = [good, *bad, "", good, *["{"] * 20]
@@ -220,7 +221,7 @@ def test_a_terminal_gets_a_live_bar_and_a_closed_pipe_is_no_error(
     ours, theirs = pty.openpty()
     read, write = os.pipe()
     os.close(read)
-    process = spawn(*words, cwd=tmp_path, stdout=write, stderr=theirs, COLUMNS="120", TERM="xterm")
+    process = spawn(*words, cwd=tmp_path, stdout=write, stderr=theirs, variables=TERMINAL)
     os.close(theirs)
     os.close(write)
     shown = _read_all(ours, process)

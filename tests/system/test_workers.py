@@ -1,0 +1,207 @@
+"""The same run over RabbitMQ and Redis: in one process, over five, and with standing sinks."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sinks.parts import list_parts, read_part
+from tests.conftest import Names
+from tests.support.command import (
+    asked,
+    ended,
+    ids_of,
+    rewards_of,
+    rows_of,
+    spawn,
+    until,
+    warren,
+    write_rows,
+)
+
+KINDS = ("agent", "tool", "model", "verifier", "sink")
+
+
+class Place:
+    """A broker and a store, and worker processes at them."""
+
+    def __init__(self, folder: Path, broker: str, redis: str) -> None:
+        self.folder = folder
+        self.variables = {"WARREN_BROKER": broker, "WARREN_REDIS": redis}
+        self._workers: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def start(self, *kinds: str, env: object = "calculator") -> None:
+        """One worker of each kind; returns when all of them serve."""
+        for kind in kinds:
+            more: list[object] = ["--env", env]
+            more += ["--output", "rows"] if kind == "sink" else []
+            more += ["--model", "scripted"] if kind == "model" else []
+            log = self.folder / f"{kind}.log"
+            with log.open("wb") as out:
+                process = spawn(
+                    *("worker", kind, *more, "--log-json"),
+                    cwd=self.folder,
+                    stdout=out,
+                    stderr=out,
+                    variables=self.variables,
+                )
+            self._workers.append((process, log))
+        until(lambda: all(self._serves(process, log) for process, log in self._workers), 60)
+
+    def _serves(self, process: "subprocess.Popen[bytes]", log: Path) -> bool:
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        return "worker started" in log.read_text(encoding="utf-8")
+
+    def port(self, kind: str) -> int:
+        """Where its metrics are."""
+        found = re.search(r'"port": ?(\d+)', (self.folder / f"{kind}.log").read_text("utf-8"))
+        assert found is not None
+        return int(found[1])
+
+    def stop(self) -> None:
+        """SIGTERM: each must end well within 5 s of work."""
+        for process, _ in self._workers:
+            process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        for process, log in self._workers:
+            assert process.wait(10) == 0, log.read_text(encoding="utf-8")[-2000:]
+        assert time.monotonic() - began < 8  # five interpreters on two loaded cores
+
+    def end(self) -> None:
+        for process, _ in self._workers:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+
+
+@contextmanager
+def place(folder: Path, broker: str, redis: str) -> Iterator[Place]:
+    made = Place(folder, broker, redis)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def here(tmp_path: Path, rabbitmq, redis_server) -> Iterator[Place]:  # type: ignore[no-untyped-def]
+    with place(tmp_path, rabbitmq.url, redis_server.url) as made:
+        yield made
+
+
+def test_the_same_rows_come_out_of_every_way_to_run(
+    here: Place, tmp_path: Path, calculator_200: Path, fresh_names: Names
+) -> None:
+    def collect(output: str, *more: object, **variables: str) -> Path:
+        words = ("collect", calculator_200, "--env", "calculator", "--model", "scripted")
+        done = warren(*words, "-q", "-o", output, *more, cwd=tmp_path, **variables)
+        assert done.ok().out == ""
+        return tmp_path / output
+
+    embedded = rows_of(collect("embedded.jsonl"))
+    brokered = rows_of(collect("brokered.jsonl", **here.variables))
+    here.start(*KINDS)
+    external = rows_of(collect("external.jsonl", "--workers", "external", **here.variables))
+    run = fresh_names.run
+    enqueue = ("enqueue", calculator_200, "--env", "calculator", "--model", "scripted")
+    done = warren(
+        *(*enqueue, "--run", run, "--wait", "--json", "-q"),
+        cwd=tmp_path,
+        **here.variables,
+    ).ok()
+    assert done.json["rollouts"] == done.json["completed"] == 200
+    parts = list_parts(tmp_path / "rows" / run)
+    queued = [json.loads(line) for part in parts for line in read_part(part.path)]
+    expected = rewards_of(embedded)
+    assert len(expected) == 200
+    for rows in (brokered, external, queued):
+        assert ids_of(rows) == ids_of(embedded)
+        assert rewards_of(rows) == expected
+    for output in ("embedded.jsonl", "brokered.jsonl", "external.jsonl", f"rows/{run}"):
+        assert warren("audit", output, cwd=tmp_path).ok().out.startswith("OK: 200 rows")
+    _check_runs(here, run)
+    _check_pages(here)
+    here.stop()
+
+
+def _check_runs(here: Place, run: str) -> None:
+    (known,) = (
+        warren("runs", run, "--json", cwd=here.folder, **here.variables).ok().json["runs"]
+    )
+    assert (known["run"], known["state"]) == (run, "done")
+    assert (known["published"], known["committed"], known["failed"]) == (200, 200, 0)
+    table = warren("runs", cwd=here.folder, **here.variables).ok().out
+    assert re.search(rf"^{run} +calculator +scripted/calculator +done +200 +200 +0", table, re.M)
+    unknown = warren("runs", run + "x", cwd=here.folder, **here.variables)
+    assert (unknown.code, f"did you mean {run!r}" in unknown.err) == (2, True)
+
+
+def _check_pages(here: Place) -> None:
+    for kind in KINDS:
+        base = f"http://127.0.0.1:{here.port(kind)}"
+        for page in ("/healthz", "/readyz", "/metrics"):
+            with urllib.request.urlopen(base + page, timeout=10) as answer:
+                text = answer.read().decode()
+                assert answer.status == 200
+        assert f'kind="{kind}"' in text
+
+
+def test_a_cancelled_runs_tasks_become_cancelled_rows(
+    here: Place, tmp_path: Path, fresh_names: Names
+) -> None:
+    """Nobody works yet: all tasks are queued, so all are cancelled, and none costs a call."""
+    name, run = fresh_names.environment, fresh_names.run
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"from warren import Environment\nenv = Environment({name!r}, system_prompt='x')\n"
+        "@env.policy\ndef play(request):\n    return 'x'\n"
+        "@env.reward\ndef fair(rollout):\n    return 1.0\n",
+        encoding="utf-8",
+    )
+    tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(20)])
+    common = ("--env", file, "--model", "scripted", "--run", run)
+
+    def call(*words: object) -> str:
+        return warren(*words, cwd=tmp_path, **here.variables).ok().out
+
+    assert "published 20 task instances" in call("enqueue", tasks, *common)
+    assert call("cancel", run) == f"cancelled {run}\n"
+    here.start(*KINDS, env=file)
+    until(lambda: '"done"' in call("runs", run, "--json"), 30)
+    parts = list_parts(tmp_path / "rows" / run)
+    rows = [json.loads(line) for part in parts for line in read_part(part.path)]
+    assert ids_of(rows) == [(i, 0) for i in range(20)]
+    assert {row["warren"]["error"]["kind"] for row in rows} == {"cancelled"}
+    assert {row["reward"] for row in rows} == {None}
+    unknown = warren("cancel", f"{run}-x", cwd=tmp_path, **here.variables)
+    assert (unknown.code, run in unknown.err) == (2, True)
+
+
+def test_an_interrupted_collector_with_external_workers_says_how_to_go_on_or_cancel(
+    here: Place, tmp_path: Path, fresh_names: Names, moody: Path
+) -> None:
+    tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(20)])
+    run = fresh_names.run
+    words = ("collect", tasks, "--env", moody, "--model", f"nobody-{run}", "-o", "x.jsonl")
+    words = (*words, "--workers", "external", "--run", run, "-q")
+    process = spawn(*words, cwd=tmp_path, variables=here.variables)
+    until(lambda: '"watermark": [\n  20' in _text(tmp_path / "x.jsonl.run.json"), 30)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert time.monotonic() - began < 5
+    assert done.code == 130
+    assert "interrupted: 0 of 20 rollouts are safe in x.jsonl" in done.err
+    assert f"`warren cancel {run}`" in done.err
+    warren("cancel", run, cwd=tmp_path, **here.variables).ok()
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
