@@ -31,11 +31,12 @@ def _own_cluster(
 
 
 @pytest.fixture
-def warren(_own_cluster: Cluster) -> Cluster:
+def warren(_own_cluster: Cluster) -> Iterator[Cluster]:
     """Two workers of each kind (one sink), all alive when the test begins."""
     if not services.speaks_amqp(_own_cluster.rabbitmq.port):
         _own_cluster.rabbitmq.restart()
     if not services.speaks_redis(_own_cluster.redis.port):
         _own_cluster.redis.restart()
     _own_cluster.restore()
-    return _own_cluster
+    yield _own_cluster
+    _own_cluster.settle()

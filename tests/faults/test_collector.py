@@ -26,7 +26,7 @@ def test_a_collector_over_rabbitmq_goes_on_after_kill_9(warren: Cluster) -> None
 
 
 def test_an_embedded_collector_goes_on_after_kill_9(warren: Cluster) -> None:
-    run = warren.collect(TASKS, "--concurrency", "16", **EMBEDDED)
+    run = warren.collect(TASKS, "--concurrency", "16", variables=EMBEDDED)
     warren.answered(TASKS)
     _kill(run)
     warren.go_on(run)
@@ -37,7 +37,7 @@ def test_an_embedded_collector_goes_on_after_kill_9(warren: Cluster) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_collector_that_dies_again_and_again(warren: Cluster, seed: int) -> None:
     chance = random.Random(seed)
-    run = warren.collect(TASKS, "--concurrency", "16", **(EMBEDDED if seed % 2 else {}))
+    run = warren.collect(TASKS, "--concurrency", "16", variables=EMBEDDED if seed % 2 else {})
     for share in sorted(chance.uniform(0.1, 0.95) for _ in range(3)):
         warren.answered(int(share * 2 * TASKS))
         _kill(run)
@@ -50,7 +50,7 @@ def test_a_collector_that_dies_again_and_again(warren: Cluster, seed: int) -> No
 def test_a_collector_dies_between_two_steps(warren: Cluster, place: str) -> None:
     hit = 50 if place.startswith("publisher") else 2
     armed = {"WARREN_CRASHPOINT": f"{place}:{hit}"}
-    run = warren.collect(TASKS, "--workers", "external", **armed)
+    run = warren.collect(TASKS, "--workers", "external", variables=armed)
     warren.until(lambda: run.process.poll() is not None, 30)
     assert run.process.returncode == 137
     warren.go_on(run)

@@ -1,4 +1,4 @@
-"""Between workers and servers: cuts, stalls, delays, zombies, and limits that the broker enforces."""
+"""Between workers and servers: cuts, stalls, delays, zombies, and limits of the broker."""
 
 import signal
 import time

@@ -82,6 +82,7 @@ class Run:
     output: Path
     log: Path
     command: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def wait(self, within_s: float = 60.0) -> None:
         """Until its command has ended well."""
@@ -153,7 +154,11 @@ class Run:
 
     def _check_calls(self, again: int, failed: Mapping[int, str], steps: int) -> None:
         model = self.cluster.model
-        asked = {step: n for step, n in model.asked.items() if step[1].startswith("step")}
+        asked = {
+            step[1:]: n
+            for step, n in model.asked.items()
+            if step[0] == self.id and step[2].startswith("step")
+        }
         for number in set(range(self.tasks)) - set(failed):
             made = sum(step[0] == number for step in asked)
             assert made == steps, f"task {number}: {made} of {steps} steps"
@@ -180,6 +185,7 @@ class Cluster:
     environment: str = "lookup"
     broker_url: str = ""
     redis_url: str = ""
+    runs: list[Run] = field(default_factory=list)
     _count: "itertools.count[int]" = field(default_factory=itertools.count)
     _commands: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -293,14 +299,22 @@ class Cluster:
             self.start(*missing)
         self.model.reset()
 
+    def settle(self) -> None:
+        """End what a test that failed has left running."""
+        for run in self.runs:
+            if run.process.poll() is None:
+                os.killpg(run.process.pid, signal.SIGKILL)
+                run.process.wait(10)
+        self.runs.clear()
+
     # -- runs
 
-    def tasks(self, count: int, **more: Any) -> Path:
+    def tasks(self, run: str, count: int, **more: Any) -> Path:
         """A dataset of so many tasks; `more` goes into every row."""
         path = self.folder / f"tasks-{next(self._count)}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for number in range(count):
-                asked = {"input": f"This is task {number}. What is it?"}
+                asked = {"input": f"This is task {number} of {run}"}
                 row = {"responses_create_params": asked, "number": number, **more}
                 file.write(json.dumps(row) + "\n")
         return path
@@ -308,25 +322,38 @@ class Cluster:
     def enqueue(self, count: int, *flags: str, tasks: Path | None = None, **more: Any) -> Run:
         """Start a run; standing sinks write its rows."""
         run = f"run-{uuid.uuid4().hex[:8]}"
-        file = tasks or self.tasks(count, **more)
+        file = tasks or self.tasks(run, count, **more)
         words = ["enqueue", str(file), "--env", self.environment_file, "--model", "m"]
         words += ["--run", run, "--wait", "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
         process = self._spawn(words, log, {})
-        return Run(self, run, count, process, self.folder / "rows" / run, log)
+        return self._follow(Run(self, run, count, process, self.folder / "rows" / run, log))
 
-    def collect(self, count: int, *flags: str, output: Path | None = None, **variables: str) -> Run:
+    def collect(
+        self,
+        count: int,
+        *flags: str,
+        output: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Run:
         """Start `warren collect` over external workers."""
         run = f"run-{uuid.uuid4().hex[:8]}"
+        variables = variables or {}
         output = output or self.folder / f"{run}.jsonl"
-        words = ["collect", str(self.tasks(count)), "--env", self.environment_file]
+        words = ["collect", str(self.tasks(run, count)), "--env", self.environment_file]
         words += ["--model", "m", "--run", run, "-o", str(output), "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
-        return Run(self, run, count, self._spawn(words, log, variables), output, log, tuple(words))
+        process = self._spawn(words, log, variables)
+        again = {k: v for k, v in variables.items() if k != "WARREN_CRASHPOINT"}
+        return self._follow(Run(self, run, count, process, output, log, tuple(words), again))
+
+    def _follow(self, run: Run) -> Run:
+        self.runs.append(run)
+        return run
 
     def go_on(self, run: Run) -> None:
         """Type the run's command again, after it was killed."""
-        run.process = self._spawn(run.command, run.log, {})
+        run.process = self._spawn(run.command, run.log, run.variables)
 
     # -- time
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
-Step = tuple[int, str]
-"""Number of the task, and which call of it."""
+Step = tuple[str, int, str]
+"""The run, the number of the task, and which call of it."""
 
 
 class ModelServer:
@@ -67,7 +67,7 @@ class ModelServer:
         self.asked[step] += 1
         self.in_flight += 1
         try:
-            await asyncio.sleep(self.slow.get(step[0], self.latency_s))
+            await asyncio.sleep(self.slow.get(step[1], self.latency_s))
         finally:
             self.in_flight -= 1
         if request.transport is None or request.transport.is_closing():
@@ -80,12 +80,12 @@ class ModelServer:
 def step_of(messages: list[dict[str, Any]]) -> Step:
     """Whose call this is: the number in the question, and how far the conversation is."""
     question = next(m["content"] for m in messages if m["role"] == "user")
-    found = re.search(r"(judge|task) (\d+)(?: vote (\d+))?", _text(question))
+    found = re.search(r"(judge|task) (\d+)(?: vote (\d+))? of ([\w-]+)", _text(question))
     if found is None:
         raise web.HTTPBadRequest(text=f"no task in {question!r}")
     if found[1] == "judge":
-        return int(found[2]), f"judge {found[3]}"
-    return int(found[2]), f"step {sum(m['role'] == 'assistant' for m in messages)}"
+        return found[4], int(found[2]), f"judge {found[3]}"
+    return found[4], int(found[2]), f"step {sum(m['role'] == 'assistant' for m in messages)}"
 
 
 def _text(content: Any) -> str:
@@ -93,7 +93,7 @@ def _text(content: Any) -> str:
 
 
 def _completion(body: dict[str, Any], step: Step) -> dict[str, Any]:
-    number, what = step
+    _, number, what = step
     messages = body["messages"]
     if what.startswith("judge"):
         message: dict[str, Any] = {"role": "assistant", "content": "yes"}
