@@ -8,7 +8,9 @@ import pytest
 from broker.errors import UsageError
 from broker.masking import Secret, Url, mask_url
 from warren.keys import KEYS
+from warren.models import served
 from warren.settings import Settings, load
+from workers.model_gateway.config import Azure, Price
 
 
 def settings(
@@ -62,7 +64,7 @@ def test_a_named_file_is_read_instead_of_warren_toml(write_toml: Any, tmp_path: 
         ("models = 3\n", "models must be tables"),
         ("[models.m]\nbase_url = 'http://a'\n", "unknown key 'base_url'; did you mean 'base_urls'"),
         ("[models.m]\nbase_urls = ['a']\n", "base_urls: ['a'] must be a URL like http://host"),
-        ("[models.m]\napi = 'soap'\n", "api: 'soap' must be auto or chat or responses"),
+        ("[models.m]\napi = 'soap'\n", "api: 'soap' must be auto or chat or responses or vllm"),
         ("[prefetch]\nagent = 0\n", "prefetch.agent: 0 must be a whole number, from 1 to 65535"),
     ],
 )
@@ -103,6 +105,33 @@ def test_a_password_in_a_wrong_url_is_masked() -> None:
     with pytest.raises(UsageError) as caught:
         settings({"broker": "http://guest:hunter2@host"})
     assert "hunter2" not in str(caught.value)
+
+
+def test_limits_prices_and_azure_of_a_model_reach_its_gateway(write_toml: Any) -> None:
+    write_toml(
+        '[models.gpt]\nbase_urls = ["https://r.openai.azure.com"]\nserved_name = "gpt-5-mini"\n'
+        "try_timeout_s = 90\nrequests_per_minute = 500\ntokens_per_minute = 200_000\n"
+        'azure = { api_version = "2024-10-21", deployment = "d", ad_token_env = "AD" }\n'
+        "price = { prompt = 1.25, generated = 10, cached = 0.125 }\n"
+    )
+    found = settings({}, {"AD": "ad-token-1"})
+    assert "ad-token-1" in found.secrets()
+    model = served(["gpt"], found)["gpt"]
+    assert model.served_name == "gpt-5-mini"
+    assert (model.try_timeout_s, model.requests_per_minute, model.tokens_per_minute) == (
+        *(90.0, 500.0),
+        200_000.0,
+    )
+    assert model.azure == Azure(
+        api_version="2024-10-21", deployment="d", ad_token=Secret("ad-token-1")
+    )
+    assert model.price == Price(prompt=1.25, generated=10.0, cached=0.125)
+
+
+def test_an_azure_token_that_is_not_set_is_named(write_toml: Any) -> None:
+    write_toml('[models.gpt.azure]\napi_version = "1"\nad_token_env = "AD"\n')
+    with pytest.raises(UsageError, match=r'\[models."gpt"\] azure.ad_token_env: .* AD is not set'):
+        settings({}, {})
 
 
 def test_models_come_from_the_file_and_the_flags_complete_them(write_toml: Any) -> None:

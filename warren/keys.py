@@ -182,8 +182,9 @@ PLACE: Final[tuple[Key, ...]] = (
     ),
     Key(
         name="api",
-        help="what --base-url speaks: chat, responses or auto (responses at OpenAI, else chat)",
-        parse=one_of("auto", "chat", "responses"),
+        help="what --base-url speaks: chat, responses, vllm (chat with its tokens) or auto"
+        " (responses at OpenAI, vllm where it is recognised, else chat)",
+        parse=one_of("auto", "chat", "responses", "vllm"),
         metavar="KIND",
     ),
     Key(

@@ -28,5 +28,11 @@ def _config(name: str, known: Mapping[str, ModelSettings]) -> ModelConfig:
         base_urls=tuple(url.reveal() for url in model.base_urls),
         api_key=model.key(),
         api=model.api,
+        served_name=model.served_name,
         max_concurrency=model.max_concurrency,
+        try_timeout_s=model.try_timeout_s,
+        requests_per_minute=model.requests_per_minute,
+        tokens_per_minute=model.tokens_per_minute,
+        azure=model.azure,
+        price=model.price,
     )

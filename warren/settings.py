@@ -11,16 +11,15 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from broker.errors import UsageError
 from broker.masking import Secret, Url, mask_url
-from warren.keys import KEYS, PREFETCH, Key, integer, one_of, text, url
+from warren.keys import KEYS, PREFETCH, Key, integer, number, one_of, text, url
+from workers.model_gateway.config import Api, Azure, Price
 
 DEFAULT_FILE: Final = "warren.toml"
 DEFAULT_API_KEY_ENV: Final = "OPENAI_API_KEY"
-
-Api = Literal["auto", "chat", "responses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,21 @@ class ModelSettings:
     base_urls: tuple[Url, ...] = ()
     """Replicas, each up to `/v1`; empty: the provider's own address."""
     api: Api = "auto"
-    """`auto`: Responses at OpenAI itself, Chat Completions elsewhere."""
+    """`auto`: Responses at OpenAI itself, vLLM's tokens where it is recognised, else Chat."""
     api_key_env: str | None = None
     """The variable that was named for the key; None: OPENAI_API_KEY, if it is set."""
     api_key: Secret | None = None
+    served_name: str | None = None
+    """What the provider calls it; None: the same."""
     max_concurrency: int = 256
     """Requests in flight per endpoint."""
+    try_timeout_s: float = 600.0
+    """A request without a complete answer after this long is made again."""
+    requests_per_minute: float | None = None
+    """Over all gateways that share the store."""
+    tokens_per_minute: float | None = None
+    azure: Azure | None = None
+    price: Price = field(default_factory=Price)
 
     def key(self) -> Secret | None:
         """The API key; UsageError where the variable that was named for it is not set."""
@@ -80,7 +88,8 @@ class Settings:
 
     def secrets(self) -> frozenset[str]:
         """Every secret text in here, for logs to mask."""
-        keys = (m.api_key.reveal() for m in self.models.values() if m.api_key)
+        held = ((m.api_key, m.azure and m.azure.ad_token) for m in self.models.values())
+        keys = (key.reveal() for pair in held for key in pair if key)
         passwords = (u.password for u in (self.broker, self.redis) if u)
         return frozenset(s for s in (*keys, *passwords) if s)
 
@@ -219,30 +228,65 @@ def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> S
 
 _MODEL_KEYS: Final = {
     "base_urls": url("http", "https"),
-    "api": one_of("auto", "chat", "responses"),
+    "api": one_of("auto", "chat", "responses", "vllm"),
     "api_key_env": text,
+    "served_name": text,
     "max_concurrency": integer(1),
+    "try_timeout_s": number(0, above=True),
+    "requests_per_minute": number(0, above=True),
+    "tokens_per_minute": number(0, above=True),
+    "azure.api_version": text,
+    "azure.deployment": text,
+    "azure.ad_token_env": text,
+    "price.prompt": number(0),
+    "price.generated": number(0),
+    "price.cached": number(0),
 }
 
 
 def _models(
     values: Values, file: ConfigFile, environ: Mapping[str, str]
 ) -> dict[str, ModelSettings]:
-    models = {name: _model_of_file(file, name, table) for name, table in file.models.items()}
+    models = {name: _model_of_file(file, name, each, environ) for name, each in file.models.items()}
     name = values.get("model")
     if name is not None and name != "scripted":
         models[name] = _with_flags(models.get(name, ModelSettings(name=name)), values)
     return {name: _with_key(model, environ) for name, model in models.items()}
 
 
-def _model_of_file(file: ConfigFile, name: str, table: Mapping[str, Any]) -> ModelSettings:
+def _model_of_file(
+    file: ConfigFile, name: str, table: Mapping[str, Any], environ: Mapping[str, str]
+) -> ModelSettings:
     where = f'{file.path}: [models."{name}"]'
-    _refuse_unknown(where, table, list(_MODEL_KEYS))
-    parsed = {}
-    for key, raw in table.items():
-        many = Key(name=key, help="", parse=_MODEL_KEYS[key], many=key == "base_urls")
-        parsed[key] = _parse(many, f"{where} {key}", raw)
-    return ModelSettings(name=name, **parsed)
+    given = dict(_flatten(table, ""))
+    _refuse_unknown(where, given, list(_MODEL_KEYS))
+    parsed: dict[str, dict[str, Any]] = {"": {}, "azure": {}, "price": {}}
+    for key, raw in given.items():
+        one = Key(name=key, help="", parse=_MODEL_KEYS[key], many=key == "base_urls")
+        group, _, field_ = key.rpartition(".")
+        parsed[group][field_] = _parse(one, f"{where} {key}", raw)
+    return ModelSettings(
+        name=name,
+        **parsed[""],
+        azure=_azure(where, parsed["azure"], environ),
+        price=Price(**parsed["price"]),
+    )
+
+
+def _azure(where: str, given: Mapping[str, str], environ: Mapping[str, str]) -> Azure | None:
+    if not given:
+        return None
+    if "api_version" not in given:
+        raise UsageError(f"{where} azure.api_version is missing, like 2024-10-21")
+    variable = given.get("ad_token_env")
+    token = environ.get(variable) if variable else None
+    if variable and not token:
+        raise UsageError(f"{where} azure.ad_token_env: the variable {variable} is not set")
+    return Azure(
+        api_version=given["api_version"],
+        deployment=given.get("deployment"),
+        ad_token=Secret(token) if token else None,
+    )
 
 
 def _with_flags(model: ModelSettings, values: Values) -> ModelSettings:
