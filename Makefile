@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test clean
+.PHONY: help install demo check test test-faults clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -26,9 +26,13 @@ check: $(STAMPS)/check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# PYTEST="-k journal -x" narrows it down.
+# PYTEST="-k journal -x" narrows it down. Three processes, since most tests wait for others.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST)
+
+# The full matrix of faults and of the gateway's storms: half an hour.
+test-faults: $(STAMPS)/test
+	$(BIN)/python -m pytest -m faults --timeout 600 $(PYTEST)
 
 clean:
 	rm -rf $(VENV) build dist out demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,11 +4,35 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import hypothesis
 import pytest
 
 from broker.memory import MemoryBroker
 from broker.rabbitmq import RabbitBroker
 from tests.support import services
+
+
+# How long an example takes is the machine's business; speed lives in `make bench`.
+hypothesis.settings.register_profile("warren", deadline=None)
+hypothesis.settings.load_profile("warren")
+
+
+#: What one xdist process runs, so that each server and each cluster is started once.
+GROUPS = {
+    "tests/faults": "faults",
+    "tests/system": "servers",
+    "tests/contract": "servers",
+    "tests/test_rabbitmq.py": "servers",
+    "tests/test_journal_faults.py": "servers",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file, and all that share servers, in one process."""
+    for item in items:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        group = next((name for start, name in GROUPS.items() if file.startswith(start)), file)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Given:
