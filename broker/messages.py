@@ -148,6 +148,10 @@ class ToolCall(Call, frozen=True, kw_only=True):
     """The dataset's line; only for `setup` and tools that ask for the task."""
     session: bytes = b""
     """Packed address of the sticky session that must serve this call; empty for none."""
+    action: Literal["tool", "reward", "close"] = "tool"
+    """What its session's worker is asked for: a tool, a reward (`name`), or to close it."""
+    judged: bytes = b""
+    """The packed rollout that a reward is about."""
 
 
 class Tokens(Packed, frozen=True, kw_only=True):
@@ -211,6 +215,8 @@ class ToolResult(Packed, frozen=True, kw_only=True):
     """An at-most-once tool that may or may not have acted."""
     session: bytes = b""
     """From `setup` of an environment with sticky sessions: the packed address."""
+    session_gone: bool = False
+    """The session had ended: the rollout must start again."""
     seconds: float = 0.0
 
 

@@ -149,15 +149,15 @@ async def test_a_tool_that_is_too_slow_fails_and_neighbours_go_on(env: Environme
             result = await bench.call(name)
             assert result.error is not None
             assert result.error.message == f"{name} did not finish within 0.1 s"
-        assert bench.worker.lost == 1
-        assert not bench.worker.unhealthy.is_set()
+        assert bench.worker.losses.count == 1
+        assert not bench.worker.losses.unhealthy.is_set()
         await bench.call("stuck")
-        assert bench.worker.unhealthy.is_set()
+        assert bench.worker.losses.unhealthy.is_set()
         assert (await bench.call("quick")).output == "here"
         release.set()
 
         async def none_lost() -> bool:
-            return bench.worker.lost == 0
+            return bench.worker.losses.count == 0
 
         await until(none_lost, 5)
 

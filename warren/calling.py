@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from warren.checks import Function, InvalidEnvironment, hints_of, parameters_of, type_name, where
@@ -12,7 +13,7 @@ from workers.threads import Threads
 
 async def call(function: Function, threads: Threads, **arguments: Any) -> Any:
     """Call a function of the user's: async ones here, others in a thread."""
-    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+    if _is_async(function):
         return await function(**arguments)
     result = await threads.run(lambda: function(**arguments))
     return await result if inspect.isawaitable(result) else result
@@ -37,9 +38,11 @@ def reward_runner(function: Function, threads: Threads) -> Any:
     names = list(parameters_of(function))
     if len(names) not in {1, 2}:
         raise InvalidEnvironment(
-            f"{where(function)}: a reward takes `rollout`, or `rollout` and `ctx`"
+            f"{where(function)}: a reward takes `rollout`, `rollout` and `ctx`, "
+            "or `rollout` and `session`"
         )
-    if len(names) == 2 and not inspect.iscoroutinefunction(inspect.unwrap(function)):
+    takes_session = names[1:] == ["session"]
+    if len(names) == 2 and not takes_session and not _is_async(function):
         raise InvalidEnvironment(
             f"{where(function)}: a reward that takes `{names[1]}` awaits it: make it `async def`"
         )
@@ -50,9 +53,23 @@ def reward_runner(function: Function, threads: Threads) -> Any:
         )
 
     async def run(rollout: Rollout, ctx: VerifierContext) -> Any:
-        return await call(function, threads, **dict(zip(names, (rollout, ctx), strict=False)))
+        second = rollout.session if takes_session else ctx
+        return await call(function, threads, **dict(zip(names, (rollout, second), strict=False)))
 
     return run
+
+
+def session_opener(function: Function, takes_task: bool) -> Any:
+    opened = asynccontextmanager(function)
+
+    def open_(row: Mapping[str, Any]) -> AbstractAsyncContextManager[Any]:
+        return opened(**({"task": row} if takes_task else {}))
+
+    return open_
+
+
+def _is_async(function: Function) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
 def setup_runner(function: Function, takes_task: bool, threads: Threads) -> Any:

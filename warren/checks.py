@@ -27,13 +27,23 @@ def where(function: Function) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}: {name}" if code else name
 
 
-def function_of(value: object, role: str) -> Function:
-    """`value`, if it is a function that can be called and awaited; for decorators' arguments."""
+def function_of(value: object, role: str, *, yields: bool = False) -> Function:
+    """`value`, if it is a function that can be called and awaited; for decorators' arguments.
+
+    `yields`: it must be an async generator instead.
+    """
     if not (inspect.isfunction(value) or inspect.ismethod(value)):
         raise InvalidEnvironment(
             f"@env.{role} takes a function, but got {value!r}; "
             f"write `@env.{role}` or `@env.{role}(...)` above a `def`"
         )
+    if yields and not inspect.isasyncgenfunction(value):
+        raise InvalidEnvironment(
+            f"{where(value)}: must be `async def` and `yield` the live object once; "
+            "what follows the `yield` closes it"
+        )
+    if yields:
+        return typing.cast(Function, value)
     if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
         raise InvalidEnvironment(f"{where(value)}: must return its value, not yield it")
     return typing.cast(Function, value)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, overload
 
-from warren.calling import reward_runner, setup_runner, tool_runner
+from warren.calling import reward_runner, session_opener, setup_runner, tool_runner
 from warren.checks import (
     Function,
     InvalidEnvironment,
@@ -50,6 +50,7 @@ from workers.spec import (
     Item,
     Policy,
     RewardSpec,
+    SessionSpec,
     StateSpec,
     ToolSpec,
 )
@@ -104,10 +105,13 @@ class Environment:
         self._tools: dict[str, ToolSpec] = {}
         self._tool_functions: dict[str, Function] = {}
         self._rewards: dict[str, RewardSpec] = {}
+        self._reward_functions: dict[str, Function] = {}
         self._agent: AgentFunction | None = None
         self._policy: Policy | None = None
         self._setup: Function | None = None
         self._state: StateSpec | None = None
+        self._session_function: Function | None = None
+        self._session: SessionSpec | None = None
 
     def __repr__(self) -> str:
         return f"Environment({self.name!r})"
@@ -168,18 +172,46 @@ class Environment:
     @overload
     def reward(self, function: F, /) -> F: ...
     @overload
-    def reward(self, /, *, weight: float = 1.0, name: str | None = None) -> Callable[[F], F]: ...
     def reward(
-        self, function: Any = None, /, *, weight: float = 1.0, name: str | None = None
+        self,
+        /,
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        timeout_s: float = 600.0,
+        isolated: bool = False,
+    ) -> Callable[[F], F]: ...
+    def reward(
+        self,
+        function: Any = None,
+        /,
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        timeout_s: float = 600.0,
+        isolated: bool = False,
     ) -> Any:
         """Score rollouts with a function of `rollout`, or `async` of `rollout` and `ctx`.
 
-        The reward is the sum of weight x value over all of them. What is raised becomes
-        `reward: null` with the error: never return 0 for something that went wrong on our side.
+        One that takes `rollout` and `session` runs beside the rollout's live session. The reward
+        is the sum of weight x value over all of them. What is raised becomes `reward: null` with
+        the error: never return 0 for something that went wrong on our side.
+
+        Args:
+            weight: what its value is multiplied by.
+            name: of its component in the row; the function's name by default.
+            timeout_s: seconds until it has failed.
+            isolated: run it in a process of its own, for code that may crash or never return.
         """
 
         def add(function: F) -> F:
-            self._add_reward(function_of(function, "reward"), weight, name or function.__name__)
+            self._add_reward(
+                function_of(function, "reward"),
+                name or function.__name__,
+                weight=weight,
+                timeout_s=timeout_s,
+                isolated=isolated,
+            )
             return function
 
         return add if function is None else add(function)
@@ -220,9 +252,38 @@ class Environment:
 
         return add if function is None else add(function)
 
+    @overload
+    def session(self, function: F, /) -> F: ...
+    @overload
+    def session(
+        self, /, *, timeout_s: float = 60.0, lease_s: float = 1800.0
+    ) -> Callable[[F], F]: ...
+    def session(
+        self, function: Any = None, /, *, timeout_s: float = 60.0, lease_s: float = 1800.0
+    ) -> Any:
+        """Open what can't be stored (a process, a browser) for each rollout: an async generator.
+
+        It takes `task` or nothing, yields the live object once, and closes it after the `yield`.
+        One tool worker keeps it; tools and rewards get it by a parameter `session`. If that
+        worker dies the rollout starts again. For what can be stored, `setup` is better.
+
+        Args:
+            timeout_s: seconds to open it.
+            lease_s: it is closed when no tool was called for so many seconds; else after the
+                verdict.
+        """
+
+        def add(function: F) -> F:
+            checked = function_of(function, "session", yields=True)
+            self._add_session(checked, timeout_s, lease_s)
+            return function
+
+        return add if function is None else add(function)
+
     def spec(self) -> EnvironmentSpec:
         """What the workers need. Raises InvalidEnvironment where the parts don't fit together."""
         self._check_state_users()
+        self._check_session_users()
         return EnvironmentSpec(
             name=self.name,
             system_prompt=self._system_prompt,
@@ -233,6 +294,7 @@ class Environment:
             agent=self._agent,
             policy=self._policy,
             state=self._state,
+            session=self._session,
             judge_model=self._judge_model,
             source=self.source,
             reference=self.reference,
@@ -274,15 +336,42 @@ class Environment:
             isolated=isolated,
             needs_task="task" in signature.injected,
             needs_state="state" in signature.injected,
+            needs_session="session" in signature.injected,
         )
 
-    def _add_reward(self, function: Function, weight: float, name: str) -> None:
+    def _add_reward(
+        self, function: Function, name: str, *, weight: float, timeout_s: float, isolated: bool
+    ) -> None:
         if name in self._rewards:
             raise InvalidEnvironment(f"{where(function)}: there is a reward {name!r} already")
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise InvalidEnvironment(f"{where(function)}: weight={weight!r} is not a finite number")
+        positive(function, "timeout_s", timeout_s)
+        self._reward_functions[name] = function
         self._rewards[name] = RewardSpec(
-            name=name, weight=float(weight), run=reward_runner(function, self._threads)
+            name=name,
+            weight=float(weight),
+            run=reward_runner(function, self._threads),
+            timeout_s=float(timeout_s),
+            isolated=isolated,
+            needs_session="session" in parameters_of(function),
+        )
+
+    def _add_session(self, function: Function, timeout_s: float, lease_s: float) -> None:
+        parameters = parameters_of(function)
+        if parameters.keys() - {"task"}:
+            raise InvalidEnvironment(
+                f"{where(function)}: a session takes `task` or nothing, "
+                f"not `{', '.join(parameters)}`"
+            )
+        positive(function, "timeout_s", timeout_s)
+        positive(function, "lease_s", lease_s)
+        self._once("session", self._session_function, function)
+        self._session_function = function
+        self._session = SessionSpec(
+            open=session_opener(function, "task" in parameters),
+            timeout_s=float(timeout_s),
+            lease_s=float(lease_s),
         )
 
     def _add_setup(self, function: Function, timeout_s: float) -> None:
@@ -313,6 +402,27 @@ class Environment:
             raise InvalidEnvironment(
                 f"{where(function)}: there is an @env.{role} already, at {where(known)}"
             )
+
+    def _check_session_users(self) -> None:
+        users = [
+            (self._tool_functions[name], tool.isolated, tool.needs_session)
+            for name, tool in self._tools.items()
+        ]
+        users += [
+            (self._reward_functions[name], reward.isolated, reward.needs_session)
+            for name, reward in self._rewards.items()
+        ]
+        for function, isolated, needs_session in users:
+            if needs_session and self._session is None:
+                raise InvalidEnvironment(
+                    f"{where(function)}: takes `session`, but there is no @env.session that opens "
+                    "one"
+                )
+            if needs_session and isolated:
+                raise InvalidEnvironment(
+                    f"{where(function)}: takes `session`, which lives in the tool worker's "
+                    "process: it can't be isolated"
+                )
 
     def _check_state_users(self) -> None:
         made = hints_of(self._setup).get("return") if self._setup else None

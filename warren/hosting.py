@@ -5,14 +5,16 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from broker.errors import BrokerError
 from broker.names import new_worker_id
 from broker.serve import Source
-from broker.topology import LANES, Lane, ladder_queues
+from broker.topology import LANES, Lane, ladder_queues, session_queue
 from warren.connections import Connections
+from warren.sandbox import is_unsafe
 from workers.model_gateway.config import ModelConfig
 from workers.owner import Inbox
 from workers.spec import EnvironmentSpec
@@ -67,11 +69,20 @@ async def open_verifier(at: Connections, plan: Plan) -> AsyncGenerator[list[Sour
 
     inbox = Inbox(at.broker, at.journal, new_worker_id("verifier"))
     worker = VerifierWorker(
-        at.broker, at.journal, inbox, plan.environments, prefetch=plan.verifier_prefetch
+        at.broker,
+        at.journal,
+        inbox,
+        plan.environments,
+        prefetch=plan.verifier_prefetch,
+        unhealthy=plan.unhealthy,
+        child=_child(),
     )
     await at.broker.declare(ladder_queues("verify"))
-    async with inbox.open():
-        yield worker.sources()
+    try:
+        async with inbox.open():
+            yield worker.sources()
+    finally:
+        await worker.close()
 
 
 @asynccontextmanager
@@ -81,13 +92,25 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
     from workers.tool.worker import ToolWorker
 
     worker = ToolWorker(
-        plan.environments, Executor(at.broker, at.journal), unhealthy=plan.unhealthy
+        plan.environments,
+        Executor(at.broker, at.journal),
+        unhealthy=plan.unhealthy,
+        child=_child(),
     )
     await at.broker.declare(ladder_queues("tool"))
     try:
         yield worker.sources(plan.tool_prefetch)
     finally:
+        with suppress(BrokerError):  # so that its rollouts learn at once that their sessions end
+            await at.broker.delete(session_queue(worker.sessions.worker_id).name)
         await worker.close()
+
+
+def _child() -> Sequence[str]:
+    """The program that isolated user code runs in, with this process's mind about sandboxes."""
+    from workers.isolation import CHILD
+
+    return (*CHILD, *(("--unsafe-no-sandbox",) if is_unsafe() else ()))
 
 
 @asynccontextmanager
@@ -97,7 +120,12 @@ async def open_model(at: Connections, plan: Plan) -> AsyncGenerator[list[Source]
 
     await at.broker.declare(ladder_queues("model"))
     async with open_gateway(
-        plan.models, plan.environments, at.broker, at.journal, prefetch=plan.model_prefetch
+        plan.models,
+        plan.environments,
+        at.broker,
+        at.journal,
+        prefetch=plan.model_prefetch,
+        shared=at.shared,
     ) as gateway:
         yield gateway.sources()
 

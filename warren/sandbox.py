@@ -91,7 +91,7 @@ async def shell(command: str) -> str:
 
 async def unavailable() -> str | None:
     """Why there can be no sandbox on this machine, and how to get one; None where there can."""
-    if _runner.get() is not sandbox.run_code:
+    if is_unsafe():
         return None
     found = await sandbox.probe()
     if isinstance(found, sandbox.Unavailable):
@@ -125,6 +125,11 @@ def without_sandbox() -> Iterator[None]:
         yield
     finally:
         _runner.reset(token)
+
+
+def is_unsafe() -> bool:
+    """Whether what runs here runs model-written code without a sandbox."""
+    return _runner.get() is not sandbox.run_code
 
 
 def _told(result: SandboxResult) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
-from broker.errors import BrokerError, JournalUnavailable, WireError
+from broker.errors import BrokerError, JournalUnavailable, Unroutable, WireError
 from broker.journal.base import (
     LEASE_RENEW_S,
     CallRef,
@@ -32,6 +32,7 @@ from broker.journal.base import (
     Taken,
     Upload,
 )
+from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
 from broker.serve import publish_patiently
 from broker.topology import QueueSpec, inbox, queue_name
@@ -115,6 +116,7 @@ class Owner:
         self.run = run
         self.results: dict[str, Stored] = dict(run.results)
         self.replayed = 0
+        self.broker = broker
         self._broker = broker
         self._journal = journal
         self._worker_id = worker_id
@@ -184,7 +186,7 @@ class Owner:
                 case "result" if reply.result:
                     return reply.result
                 case "result":
-                    await self.sweep()  # too large for a hint: read from the journal
+                    await patiently(self.sweep)  # too large for a hint: read from the journal
                 case "journal_lost":
                     await self._upload()
                 case "gone":
@@ -203,7 +205,8 @@ class Owner:
             held=len(self.results),
         )
         while True:
-            match await self._journal.finish(ref, waiting.ask.on_timeout()):
+            given_up = waiting.ask.on_timeout()
+            match await patiently(lambda: self._journal.finish(ref, given_up)):
                 case Finished(result):
                     return result
                 case Gone():
@@ -216,17 +219,15 @@ class Owner:
         if self._stateful:
             raise Replaced(self.key)
         log.warning("journal lost, uploading", extra={"rollout": self.key})
-        restored = await self._journal.upload(
-            Upload(
-                rollout=self.key,
-                epoch=self.run.epoch,
-                attempt=self.run.attempt,
-                inbox=self._worker_id,
-                results=dict(self.results),
-                first_taken_at=self.run.first_taken_at,
-            )
+        upload = Upload(
+            rollout=self.key,
+            epoch=self.run.epoch,
+            attempt=self.run.attempt,
+            inbox=self._worker_id,
+            results=dict(self.results),
+            first_taken_at=self.run.first_taken_at,
         )
-        if not restored:
+        if not await patiently(lambda: self._journal.upload(upload)):
             raise Replaced(self.key)
 
     def hear(self, reply: Reply) -> None:
@@ -258,8 +259,14 @@ class Owner:
             if stored is not None:
                 waiting.hear(self._noticed(waiting, "result", stored.result))
             elif reconnected and path not in seen.claimed and path in self._waiting:
-                # Under a new carrier: should the first copy turn up, one of the two is dropped.
-                await self._publish(waiting)
+                await self._publish_again(waiting)
+
+    async def _publish_again(self, waiting: _Waiting) -> None:
+        """Under a new carrier: should the first copy turn up, one of the two is dropped."""
+        try:
+            await self._publish(waiting)
+        except Unroutable as e:  # its session's worker has gone: the caller's affair
+            waiting.fail(e)
 
     def _noticed(self, waiting: _Waiting, kind: ReplyKind, result: bytes = b"") -> Reply:
         path = waiting.ask.path
@@ -267,7 +274,7 @@ class Owner:
 
     async def state(self) -> bytes:
         """The rollout's state as its last finished call left it. Raises Replaced."""
-        seen = await self._journal.look(self.key, self.run.epoch, [])
+        seen = await patiently(lambda: self._journal.look(self.key, self.run.epoch, []))
         if not isinstance(seen, Overview):
             raise Replaced(self.key)
         return seen.state

@@ -6,6 +6,7 @@ weights, an agent, a policy for demos. An environment's *name* is what travels i
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -38,6 +39,8 @@ class ToolSpec:
     """Whether its calls must carry the dataset's row."""
     needs_state: bool = True
     """Whether it looks at the state at all."""
+    needs_session: bool = False
+    """Whether it works on the rollout's sticky session."""
 
     def definition(self) -> Item:
         """The Responses API tool definition offered to models."""
@@ -77,6 +80,12 @@ class RewardSpec:
     name: str
     weight: float
     run: Callable[["Rollout", "VerifierContext"], Awaitable[float]]
+    timeout_s: float = 600.0
+    """Judges have their calls' own deadlines within it."""
+    isolated: bool = False
+    """Always runs in a process of its own, which is killed at the timeout."""
+    needs_session: bool = False
+    """Runs where the rollout's sticky session lives; `Rollout.session` is the live object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,7 @@ class Rollout:
     state: Any
     """Final state of a stateful environment."""
     session: Any
+    """The live object, for rewards that take `session`; None for all others."""
     steps: int
     usage: Usage
 
@@ -228,6 +238,18 @@ class StateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """How an environment opens a live object that one tool worker keeps for each rollout."""
+
+    open: Callable[[Mapping[str, Any]], AbstractAsyncContextManager[object]]
+    """From the dataset's row; left after the verdict."""
+    timeout_s: float = 60.0
+    """To open it."""
+    lease_s: float = 1800.0
+    """It is closed when no call has come for so long."""
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentSpec:
     """One environment, as its workers need it."""
 
@@ -243,6 +265,7 @@ class EnvironmentSpec:
     policy: Policy | None = None
     """Scripted model for demos and tests."""
     state: StateSpec | None = None
+    session: SessionSpec | None = None
     judge_model: str | None = None
     source: str = ""
     """File that it was loaded from, for error texts."""
@@ -265,6 +288,7 @@ __all__ = [
     "RewardSpec",
     "Rollout",
     "Sampling",
+    "SessionSpec",
     "StateSpec",
     "ToolRun",
     "ToolSpec",

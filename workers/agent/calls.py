@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 from broker import codec
 from broker.messages import (
@@ -21,6 +21,7 @@ from broker.messages import (
 from broker.topology import MODEL, TOOL, Lane, model_key, model_queue
 from workers.agent.conversation import Conversation
 from workers.owner import Ask, Owner
+from workers.sessions import Address, SessionGone, session_key, while_alive
 from workers.spec import EnvironmentSpec, Item
 
 
@@ -51,6 +52,8 @@ class CallMaker:
         self.tools = codec.pack(list(tools)) if tools else b""
         self.session = b""
         """Packed address of the sticky session, once `setup` has made one."""
+        self.session_gone = False
+        """Whether the session has ended: nothing that follows means anything."""
         self.cut = False
         """Whether the last policy call of the root branch hit a length limit."""
         self.main: str | None = None
@@ -71,7 +74,8 @@ class CallMaker:
         self._main_length = 0
         self._steps = 0
         self._tokens = 0
-        self._one_by_one = asyncio.Lock() if spec.state is not None else None
+        stateful = spec.state is not None or spec.session is not None
+        self._one_by_one = asyncio.Lock() if stateful else None
 
     @property
     def records(self) -> tuple[bytes, ...]:
@@ -182,6 +186,7 @@ class CallMaker:
         tool = self._spec.tools.get(name)
         alone = tool is None or tool.effect != "pure"
         async with self._one_by_one if self._one_by_one and alone else nullcontext():
+            name = name or "(none)"  # a call without a name is `setup`, which no model may make
             return await self._tool(path, name, call_id, arguments, "tool")
 
     async def _tool(
@@ -206,7 +211,7 @@ class CallMaker:
         )
         self._records[path] = None
         started_at = time.time()
-        packed = await self._owner.call(ask)
+        packed = await self._answer(ask)
         self._records[path] = CallRecord(
             path=path,
             kind="setup" if kind == "setup" else "tool",
@@ -216,7 +221,24 @@ class CallMaker:
             started_at=started_at,
             finished_at=time.time(),
         )
-        return codec.read(ToolResult, packed)
+        result = codec.read(ToolResult, packed)
+        if result.session_gone:
+            self._lose_session()
+        return result
+
+    async def _answer(self, ask: Ask) -> bytes:
+        """The call's packed result, as long as the worker that must give it lives."""
+        if not self.session or ask.path in self._owner.results:
+            return await self._owner.call(ask)
+        address = codec.read(Address, self.session)
+        try:
+            return await while_alive(self._owner.broker, address, self._owner.call(ask))
+        except SessionGone:
+            self._lose_session()
+
+    def _lose_session(self) -> NoReturn:
+        self.session_gone = True  # agents can't swallow what is looked at after they have ended
+        raise SessionGone(f"the session of {self._task.rollout_id} has gone")
 
     def _needs_row(self, name: str) -> bool:
         tool = self._spec.tools.get(name)
@@ -226,7 +248,7 @@ class CallMaker:
         """Any tool worker of the environment, or the one that owns the rollout's session."""
         if not self.session:
             return self._task.environment
-        return f"session.{codec.unpack(self.session)['worker']}"
+        return session_key(codec.read(Address, self.session))
 
     def _timeout_s(self) -> float:
         left = self.deadline - time.time()

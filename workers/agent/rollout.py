@@ -21,10 +21,11 @@ from workers.agent.context import AgentTask, Context, ModelFailed
 from workers.agent.loop import tool_loop
 from workers.agent.prompt import model_options, offered_tools, prompt_items
 from workers.owner import Nondeterministic, Owner, Replaced
+from workers.sessions import SessionGone
 from workers.spec import EnvironmentSpec
 
 _TRACEBACK_LINES: Final = 8
-_OURS = (Replaced, BrokerError, JournalUnavailable)
+_OURS = (Replaced, SessionGone, BrokerError, JournalUnavailable)
 
 
 class Watch:
@@ -71,6 +72,8 @@ async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Wa
     )
     ctx = Context(calls, AgentTask(task.rollout_id, row, prompt, tools))
     end = await _settled(_agent(calls, ctx, spec), calls, task, watch)
+    if calls.session_gone:
+        raise SessionGone(f"the session of {task.rollout_id} has gone")
     return Trajectory(
         task=codec.pack(task),
         rollout=owner.key,
@@ -92,7 +95,7 @@ async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Wa
 
 
 async def _agent(calls: CallMaker, ctx: Context, spec: EnvironmentSpec) -> None:
-    if spec.state is not None:
+    if spec.state is not None or spec.session is not None:
         ready = await calls.setup()
         if ready.error is not None:
             raise RolloutEnded("failed", ready.error)

@@ -21,6 +21,7 @@ from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge
 from broker.journal.base import Committed, Journal, Owned, Run, Runs
+from broker.journal.patience import patiently
 from broker.messages import Failure, Task, Trajectory
 from broker.serve import Ack, GiveBack, Outcome, Source, publish_patiently
 from broker.topology import (
@@ -40,7 +41,8 @@ from broker.topology import (
 from workers.agent.calls import call_lane
 from workers.agent.rollout import Watch, failed_trajectory, run_rollout, too_large
 from workers.agent.slots import Slots
-from workers.owner import Inbox, Replaced
+from workers.owner import Inbox, Owner, Replaced
+from workers.sessions import MAX_ATTEMPTS, SessionGone
 from workers.spec import EnvironmentSpec
 
 log = logging.getLogger(__name__)
@@ -251,17 +253,31 @@ class AgentWorker:
                 await self._declare_for(task)
                 refusal = await self._refusal(task, run)
                 if refusal is None:
-                    trajectory = await run_rollout(owner, task, spec, running.watch)
+                    trajectory = await self._attempt(owner, task, spec, running.watch)
                 else:
                     trajectory = failed_trajectory(owner, task, refusal)
                 await self._publish(task, trajectory)
                 crash_at("agent.after_trajectory")
-                await self._journal.ended(key, run.epoch)
+                await patiently(lambda: self._journal.ended(key, run.epoch))
                 crash_at("agent.after_ended")
         except asyncio.CancelledError:
             await self._let_go(key, run)
             raise
         return Ack()
+
+    async def _attempt(
+        self, owner: Owner, task: Task, spec: EnvironmentSpec, watch: Watch
+    ) -> Trajectory:
+        """Run it; where its session is lost a new attempt begins, a few times."""
+        try:
+            return await run_rollout(owner, task, spec, watch)
+        except SessionGone as e:
+            if owner.run.attempt >= MAX_ATTEMPTS:
+                message = f"its session was lost in {MAX_ATTEMPTS} attempts: {e}"
+                return failed_trajectory(owner, task, Failure(kind="infra", message=message))
+            log.warning("session lost, starting again", extra={"rollout": owner.key})
+            await self._journal.restart(owner.key, owner.run.epoch)
+            raise Replaced(owner.key) from e
 
     async def _refusal(self, task: Task, run: Run) -> Failure | None:
         """Why this rollout must not run at all."""

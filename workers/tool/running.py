@@ -3,12 +3,10 @@
 The same code runs in the worker's process and in the child of an isolated call.
 """
 
-import asyncio
 import dataclasses
 import difflib
 import time
-import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,12 +14,9 @@ import msgspec
 import pydantic_core
 
 from broker.messages import Failure, ToolResult
+from workers.limited import Overdue, last_lines, within
 from workers.spec import BadArguments, EnvironmentSpec, StateSpec, ToolRun, ToolSpec
 
-#: What a cancelled async function may still take to clean up before it counts as lost.
-CLEANUP_S: Final = 1.0
-#: Lines of a traceback that are kept.
-_TRACEBACK_LINES: Final = 8
 IN_DOUBT: Final = "may or may not have happened: check before you call it again."
 _CUT: Final = "\n[output cut here: it is longer than {} bytes]"
 
@@ -51,17 +46,8 @@ class Performed:
     """Its function still runs, though nobody waits for it."""
 
 
-class _Overdue(Exception):
-    """A function did not end within its time."""
-
-    def __init__(self, *, ended: bool) -> None:
-        super().__init__()
-        self.ended = ended
-        """Whether it at least let itself be cancelled."""
-
-
-async def perform(spec: EnvironmentSpec, job: Job) -> Performed:
-    """Run the job. Raises nothing but CancelledError."""
+async def perform(spec: EnvironmentSpec, job: Job, session: Any = None) -> Performed:
+    """Run the job; `session` is the rollout's live object. Raises nothing but CancelledError."""
     started = time.monotonic()
     tool = spec.tools.get(job.tool)
     try:
@@ -70,11 +56,11 @@ async def perform(spec: EnvironmentSpec, job: Job) -> Performed:
         elif tool is None:
             done = Performed(result=ToolResult(output=unknown_tool(spec, job.tool)))
         else:
-            done = await _call(spec, tool, job)
-    except _Overdue as e:
+            done = await _call(spec, tool, job, session)
+    except Overdue as e:
         done = overdue(tool, job, lost=not e.ended)
     except Exception as e:  # the border to user code
-        done = Performed(result=_raised(e, tool))
+        done = Performed(result=raised(e, tool))
     seconds = round(time.monotonic() - started, 6)
     return dataclasses.replace(done, result=msgspec.structs.replace(done.result, seconds=seconds))
 
@@ -103,28 +89,23 @@ def broken_off(tool: ToolSpec | None, message: str, *, where: str) -> ToolResult
     return ToolResult(output=output, error=failure, in_doubt=True)
 
 
-def last_lines(error: BaseException) -> str:
-    """The end of its traceback: where in the author's code it happened."""
-    lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
-    return "\n".join(lines[-_TRACEBACK_LINES:])
-
-
 async def _set_up(spec: EnvironmentSpec, job: Job) -> Performed:
     if spec.state is None:
         return Performed(result=ToolResult())
-    made = await _in_time(spec.state.setup(_row(job.row)), job.timeout_s)
+    made = await within(job.timeout_s, spec.state.setup(row_of(job.row)))
     return Performed(result=ToolResult(), state=spec.state.pack(made))
 
 
-async def _call(spec: EnvironmentSpec, tool: ToolSpec, job: Job) -> Performed:
+async def _call(spec: EnvironmentSpec, tool: ToolSpec, job: Job, session: Any) -> Performed:
     try:
         run = ToolRun(
             arguments=parse_arguments(job.arguments),
             idempotency_key=job.idempotency_key,
-            row=_row(job.row) if tool.needs_task else {},
+            row=row_of(job.row) if tool.needs_task else {},
             state=_unpacked(spec.state, job.state) if tool.needs_state else None,
+            session=session,
         )
-        value = await _in_time(tool.run(run), job.timeout_s)
+        value = await within(job.timeout_s, tool.run(run))
     except BadArguments as e:
         return Performed(result=_cut(ToolResult(output=f"Error: {e}"), tool.max_output_bytes))
     result = _cut(ToolResult(output=_text(value)), tool.max_output_bytes)
@@ -142,37 +123,8 @@ def parse_arguments(text: str) -> Mapping[str, Any]:
     return value
 
 
-async def _in_time(work: Awaitable[Any], timeout_s: float) -> Any:
-    """Await user code for so long. It can't end the worker's loop, nor outstay its cancellation."""
-    task = asyncio.ensure_future(_without_exit(work))
-    try:
-        done, _ = await asyncio.wait([task], timeout=timeout_s)
-        if not done:
-            task.cancel()
-            done, _ = await asyncio.wait([task], timeout=CLEANUP_S)
-            raise _Overdue(ended=bool(done))
-    finally:
-        task.cancel()
-        task.add_done_callback(_forget)
-    if task.cancelled():
-        raise RuntimeError("it cancelled itself")
-    return task.result()
-
-
-async def _without_exit(work: Awaitable[Any]) -> Any:
-    try:
-        return await work
-    except SystemExit as e:
-        raise RuntimeError(f"it called sys.exit({e.code!r})") from e
-
-
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Nobody reads what comes after the timeout."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _row(row: bytes) -> Mapping[str, Any]:
+def row_of(row: bytes) -> Mapping[str, Any]:
+    """The dataset's row; empty where the call carries none."""
     value = pydantic_core.from_json(row) if row else {}
     return value if isinstance(value, dict) else {}
 
@@ -205,7 +157,8 @@ def _text(value: object) -> str:
         raise TypeError(f"it returned {type(value).__name__}, which has no JSON form: {e}") from e
 
 
-def _raised(error: Exception, tool: ToolSpec | None) -> ToolResult:
+def raised(error: Exception, tool: ToolSpec | None) -> ToolResult:
+    """The result of a function that raised."""
     message = f"{type(error).__name__}: {error}".encode(errors="replace").decode()
     limit = tool.max_output_bytes if tool else 4096
     where = last_lines(error).encode(errors="replace").decode()

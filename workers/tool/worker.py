@@ -5,26 +5,30 @@ the last time it ran, or once too many of its environment's threads are lost.
 """
 
 import asyncio
-import logging
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.base import Delivery
 from broker.journal.base import Go
 from broker.messages import Failure, ToolCall, ToolResult
-from broker.serve import Dead, Outcome, Source
-from broker.topology import tool_queue
+from broker.names import new_worker_id
+from broker.serve import Ack, Dead, Outcome, Source
+from broker.topology import session_queue, tool_queue
 from workers.executor import Done, Executor
+from workers.isolation import CHILD, Isolation
+from workers.losses import MAX_LOST, Losses
+from workers.sessions import Address, SessionGone
 from workers.spec import EnvironmentSpec, ToolSpec
-from workers.tool.isolation import CHILD, Isolation
-from workers.tool.running import IN_DOUBT, Job, Performed, perform
+from workers.tool.isolated import perform_isolated
+from workers.tool.judging import reward_result
+from workers.tool.running import IN_DOUBT, Job, Performed, perform, raised, row_of
+from workers.tool.sessions import Sessions
 
-log = logging.getLogger(__name__)
-
-#: A worker with this many functions that never return asks to be restarted.
-MAX_LOST: Final = 8
 #: A call that can't be isolated is begun this often: each time its worker died.
 MAX_STARTS: Final = 3
 
@@ -41,27 +45,22 @@ class ToolWorker:
         unhealthy: asyncio.Event | None = None,
         child: Sequence[str] = CHILD,
     ) -> None:
-        self.unhealthy = unhealthy or asyncio.Event()
-        """Set when too many functions never returned: stop, let a supervisor start a new one."""
+        self.losses = Losses(environments, limit=max_lost, unhealthy=unhealthy)
+        self.sessions = Sessions(new_worker_id("tool"))
         self._environments = environments
         self._executor = executor
-        self._max_lost = max_lost
-        self._lost_tasks = 0
         self._isolations = {
-            name: Isolation(spec, child) for name, spec in environments.items() if spec.reference
+            name: Isolation(spec.reference, child)
+            for name, spec in environments.items()
+            if spec.reference
         }
 
     def sources(self, prefetch: int) -> list[Source]:
-        """The queues to serve: one per environment."""
-        return [
-            Source(tool_queue(name), prefetch, self.handle, "tool") for name in self._environments
-        ]
-
-    @property
-    def lost(self) -> int:
-        """How many functions run on though their calls have failed."""
-        threads = {id(spec.threads): spec.threads for spec in self._environments.values()}
-        return self._lost_tasks + sum(each.lost for each in threads.values())
+        """The queues to serve: one per environment, and our own where sessions live here."""
+        queues = [tool_queue(name) for name in self._environments]
+        if any(spec.session is not None for spec in self._environments.values()):
+            queues.append(session_queue(self.sessions.worker_id))
+        return [Source(queue, prefetch, self.handle, "tool") for queue in queues]
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Execute one ToolCall."""
@@ -69,10 +68,14 @@ class ToolWorker:
         spec = self._environments.get(call.environment)
         if spec is None:
             return Dead(f"no environment {call.environment!r} here; known: {self._known()}")
+        if call.action == "close":
+            await self.sessions.close(codec.read(Address, call.session))
+            return Ack()
         return await self._executor.execute(call, lambda go: self._work(spec, call, go))
 
     async def close(self) -> None:
-        """End the processes that isolated calls ran in."""
+        """End all sessions, and the processes that isolated calls ran in."""
+        await self.sessions.close_all()
         for isolation in self._isolations.values():
             await isolation.close()
 
@@ -81,40 +84,67 @@ class ToolWorker:
         if go.starts > 1 and tool is not None and tool.effect == "at_most_once":
             output = f"An earlier try of {call.name} was interrupted. What it does {IN_DOUBT}"
             return Done(codec.pack(ToolResult(output=output, in_doubt=True)))
-        performed = await self._perform(spec, tool, _job(spec, tool, call, go), go.starts)
-        self._watch_losses(call, performed)
+        try:
+            performed = await self._in_its_place(spec, tool, call, go)
+        except SessionGone as e:
+            failure = Failure(kind="infra", message=str(e))
+            return Done(codec.pack(ToolResult(error=failure, session_gone=True)))
+        self.losses.watch(spec.name, call.name or "setup", lost=performed.lost)
         return Done(codec.pack(performed.result), performed.state)
+
+    async def _in_its_place(
+        self, spec: EnvironmentSpec, tool: ToolSpec | None, call: ToolCall, go: Go
+    ) -> Performed:
+        """Run it where its session is, else wherever that is safe."""
+        job = _job(spec, tool, call, go)
+        if spec.session is None:
+            return await self._perform(spec, tool, job, go.starts)
+        if go.starts > MAX_STARTS:
+            return _refused(job, f"killed its worker {go.starts - 1} times")
+        if not call.session and not job.tool:
+            return await self._set_up(spec, job)
+        if not call.session:
+            raise SessionGone("the rollout has no session: its setup has not run")
+        with self.sessions.use(codec.read(Address, call.session)) as live:
+            if call.action == "reward":
+                return await reward_result(spec, call, job.timeout_s, live)
+            return await perform(spec, job, live)
+
+    async def _set_up(self, spec: EnvironmentSpec, job: Job) -> Performed:
+        """The state, if there is one, then the session."""
+        performed = await perform(spec, job)
+        if spec.session is None or performed.result.error is not None:
+            return performed
+        try:
+            address = await self.sessions.open(spec.session, row_of(job.row), spec.name)
+        except TimeoutError:
+            return _refused(job, f"did not open its session within {spec.session.timeout_s:g} s")
+        except Exception as e:  # the border to user code
+            return Performed(result=raised(e, None))
+        result = msgspec.structs.replace(performed.result, session=codec.pack(address))
+        return dataclasses.replace(performed, result=result)
 
     async def _perform(
         self, spec: EnvironmentSpec, tool: ToolSpec | None, job: Job, starts: int
     ) -> Performed:
         isolation = self._isolations.get(spec.name)
         wanted = tool is not None and tool.isolated
-        if isolation is not None and (wanted or starts > 1 or self.lost >= self._max_lost):
-            return await isolation.perform(job)
+        if isolation is not None and (wanted or starts > 1 or self.losses.too_many):
+            return await perform_isolated(isolation, spec, job)
         if wanted:
             return _refused(job, "is isolated, but its environment can't be loaded from a file")
         if starts > MAX_STARTS:
             return _refused(job, f"killed its worker {starts - 1} times")
         return await perform(spec, job)
 
-    def _watch_losses(self, call: ToolCall, performed: Performed) -> None:
-        self._lost_tasks += performed.lost
-        lost = self.lost
-        if lost:
-            log.error(
-                "user code never returned",
-                extra={"environment": call.environment, "tool": call.name, "lost": lost},
-            )
-        if lost >= self._max_lost:
-            self.unhealthy.set()
-
     def _known(self) -> str:
         return ", ".join(sorted(self._environments))
 
 
 def _job(spec: EnvironmentSpec, tool: ToolSpec | None, call: ToolCall, go: Go) -> Job:
-    if tool is not None:
+    if call.action == "reward":
+        timeout_s = call.deadline - time.time()
+    elif tool is not None:
         timeout_s = tool.timeout_s
     else:
         timeout_s = spec.state.timeout_s if spec.state is not None else 1.0

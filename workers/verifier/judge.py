@@ -7,20 +7,17 @@ order; never on which vote was answered first. A replay therefore finds every fi
 import asyncio
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from broker import codec
-from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import CallRecord, Failure, ModelCall, ModelResult, Task
 from broker.topology import MODEL, model_key, model_queue
-from workers.owner import Ask, Nondeterministic, Owner, Replaced
+from workers.owner import Ask, Owner
+from workers.rewards import cause_of
 from workers.spec import Combine, Item, JudgeVerdict, Vote, message_text
 from workers.verifier.verdicts import Malformed, combined, complaint, question, read_vote
-
-#: What is not a verifier's fault.
-OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
 
 
 class JudgeFailed(Exception):
@@ -178,20 +175,6 @@ class Judge:
             finished_at=time.time(),
         )
         return codec.read(ModelResult, result)
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Of an exception group, what decides: what is not the verifier's fault, else the first."""
-    leaves = list(_leaves(error))
-    return next((leaf for leaf in leaves if isinstance(leaf, OURS)), leaves[0])
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _message(role: str, text: str) -> Item:

@@ -19,20 +19,39 @@ from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge, Unroutable, WireError
 from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
+from broker.journal.patience import patiently
 from broker.messages import Failure, Result, Task, Trajectory, Verdict
 from broker.names import shard_of
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
-from broker.topology import RESULT, SINK_SHARDS, result_key, verify_queue
+from broker.topology import (
+    RESULT,
+    SINK_SHARDS,
+    TASK,
+    result_key,
+    task_key,
+    task_queue,
+    verify_queue,
+)
+from workers.isolation import CHILD, Isolation
+from workers.losses import MAX_LOST, Losses
 from workers.owner import Inbox, Nondeterministic, Owner, Replaced
-from workers.spec import EnvironmentSpec
+from workers.rewards import PackedRollout, Scored, evaluate, unpack_rollout
+from workers.sessions import MAX_ATTEMPTS, SessionGone
+from workers.spec import EnvironmentSpec, RewardSpec
+from workers.verifier.isolated import evaluate_isolated
 from workers.verifier.judge import Judge
-from workers.verifier.scoring import SCORE_TIMEOUT_S, rollout_of, score
+from workers.verifier.scoring import SCORE_TIMEOUT_S, Evaluate, rollout_of, verdict_of
+from workers.verifier.sessions import close_session, evaluate_at_owner
 
 log = logging.getLogger(__name__)
 
 _VERDICT_PATH: Final = "verdict"
+#: Taken so often without progress, it may have ended its worker: rewards run isolated from then on.
+SUSPECT_TAKES: Final = 2
 #: Takes without a verdict after which a trajectory is not scored any more.
 MAX_TAKES: Final = 6
+#: The same where rewards can be isolated: then it is not this trajectory that ends its workers.
+MAX_ISOLATED_TAKES: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +74,27 @@ class VerifierWorker:
         *,
         prefetch: int = 64,
         score_timeout_s: float = SCORE_TIMEOUT_S,
+        max_lost: int = MAX_LOST,
+        unhealthy: asyncio.Event | None = None,
+        child: Sequence[str] = CHILD,
     ) -> None:
+        self.losses = Losses(environments, limit=max_lost, unhealthy=unhealthy)
         self._broker = broker
         self._journal = journal
         self._inbox = inbox
         self._environments = environments
         self._prefetch = prefetch
         self._score_timeout_s = score_timeout_s
+        self._isolations = {
+            name: Isolation(spec.reference, child)
+            for name, spec in environments.items()
+            if spec.reference
+        }
+
+    async def close(self) -> None:
+        """End the processes that isolated rewards ran in."""
+        for isolation in self._isolations.values():
+            await isolation.close()
 
     def sources(self) -> list[Source]:
         """What to serve."""
@@ -77,16 +110,41 @@ class VerifierWorker:
         spec = self._environments.get(task.environment)
         if spec is None:
             return GiveBack()
-        if trajectory.status == "failed" or not spec.rewards:
-            return await self._publish(task, delivery.body, Verdict(reward=None))
+        verdict: Verdict | Outcome = Verdict(reward=None)
+        body = delivery.body
+        if trajectory.status != "failed" and spec.rewards:
+            try:
+                verdict = await self._verdict_patiently(trajectory, task, spec, body)
+            except SessionGone as e:
+                if not _is_last(trajectory, task):
+                    return await self._again(trajectory, task)
+                body = _without_session(trajectory, e)
+        if not isinstance(verdict, Verdict):
+            return verdict
+        await close_session(self._broker, task, trajectory.rollout, trajectory.session)
+        return await self._publish(task, body, verdict)
+
+    async def _verdict_patiently(
+        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
+    ) -> Verdict | Outcome:
         while True:
             try:
-                verdict = await self._verdict(trajectory, task, spec, delivery.body)
+                return await self._verdict(trajectory, task, spec, body)
             except Replaced:
-                continue
-            if isinstance(verdict, Verdict):
-                return await self._publish(task, delivery.body, verdict)
-            return verdict
+                log.info("verification replaced", extra={"rollout": trajectory.rollout})
+
+    async def _again(self, trajectory: Trajectory, task: Task) -> Outcome:
+        """Its session has gone before it was scored: let the rollout start again."""
+        log.warning("session lost, starting again", extra={"rollout": trajectory.rollout})
+        attempt = await self._journal.restart(trajectory.rollout, trajectory.epoch)
+        if attempt is not None:  # else somebody runs the new attempt, or its row is committed
+            await self._broker.declare([task_queue("resume", task.environment)])
+            body = codec.encode(msgspec.structs.replace(task, lane="resume"))
+            key = task_key("resume", task.environment)
+            await publish_patiently(
+                self._broker, Outgoing(TASK.name, key, body, codec.kind_of(Task))
+            )
+        return Ack()
 
     async def _verdict(
         self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
@@ -116,13 +174,17 @@ class VerifierWorker:
     ) -> Verdict:
         try:
             with self._inbox.own(key, run) as owner:
-                if run.idle_takes > MAX_TAKES:
+                limit = MAX_ISOLATED_TAKES if spec.name in self._isolations else MAX_TAKES
+                if run.idle_takes > limit:
                     verdict = _gave_up(run.idle_takes - 1)
                 else:
                     verdict = await self._score(owner, trajectory, task, spec)
                 if _VERDICT_PATH in run.results:  # about another trajectory of this rollout:
                     return verdict  # each keeps its own, the first row that is committed wins
                 return await self._first(owner, digest, verdict)
+        except SessionGone:
+            await self._journal.restart(key, run.epoch)  # another attempt asks other things
+            raise
         except asyncio.CancelledError:
             await self._let_go(key, run)
             raise
@@ -131,16 +193,47 @@ class VerifierWorker:
         self, owner: Owner, trajectory: Trajectory, task: Task, spec: EnvironmentSpec
     ) -> Verdict:
         try:
-            rollout = rollout_of(trajectory, task, spec)
+            packed = rollout_of(trajectory, task)
         except WireError as e:
             failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
             return Verdict(reward=None, error=failure)
         judge = Judge(owner, task, spec.judge_model)
+        evaluate = self._evaluate(owner, task, spec, packed, trajectory.session, judge)
         try:
-            verdict = await score(spec, rollout, judge, self._score_timeout_s)
+            verdict = await verdict_of(spec, evaluate)
         except Nondeterministic as e:
             verdict = Verdict(reward=None, error=Failure(kind="verifier", message=str(e)))
         return msgspec.structs.replace(verdict, calls=judge.records)
+
+    def _evaluate(
+        self,
+        owner: Owner,
+        task: Task,
+        spec: EnvironmentSpec,
+        packed: PackedRollout,
+        session: bytes,
+        judge: Judge,
+    ) -> Evaluate:
+        """Each reward where it belongs: beside its session, alone if dangerous, else here."""
+        isolation = self._isolations.get(spec.name)
+        suspect = owner.run.idle_takes >= SUSPECT_TAKES
+
+        async def run(reward: RewardSpec) -> Scored:
+            if reward.needs_session:
+                return await evaluate_at_owner(self._broker, owner, task, reward, packed, session)
+            timeout_s = self._score_timeout_s
+            if isolation and (suspect or reward.isolated or self.losses.too_many):
+                return await evaluate_isolated(isolation, reward, packed, judge, timeout_s)
+            try:
+                rollout = unpack_rollout(packed, spec)
+            except ValueError as e:
+                message = f"the final state can't be read: {e}"
+                return Scored(error=Failure(kind="verifier", message=message))
+            scored = await evaluate(spec, reward, rollout, judge, timeout_s)
+            self.losses.watch(spec.name, reward.name, lost=scored.lost)
+            return scored
+
+        return run
 
     async def _first(self, owner: Owner, digest: bytes, verdict: Verdict) -> Verdict:
         """Store the verdict; if one about the same trajectory was first, that one counts."""
@@ -153,7 +246,7 @@ class VerifierWorker:
             held=0,
         )
         ours = codec.pack(Judged(digest=digest, verdict=verdict))
-        finished = await self._journal.finish(ref, ours)
+        finished = await patiently(lambda: self._journal.finish(ref, ours))
         crash_at("verifier.after_verdict")
         if not isinstance(finished, Finished):
             raise Replaced(owner.key)
@@ -207,6 +300,17 @@ def results_for(task: Task, trajectory: bytes, verdict: Verdict) -> Sequence[Out
         )
         for who in task.audiences
     ]
+
+
+def _is_last(trajectory: Trajectory, task: Task) -> bool:
+    """Whether no further attempt of its task is to be made."""
+    return trajectory.attempt - task.attempt + 1 >= MAX_ATTEMPTS
+
+
+def _without_session(trajectory: Trajectory, error: SessionGone) -> bytes:
+    message = f"its session was lost in {MAX_ATTEMPTS} attempts: {error}"
+    failure = Failure(kind="infra", message=message)
+    return codec.encode(msgspec.structs.replace(trajectory, status="failed", error=failure))
 
 
 def _gave_up(takes: int) -> Verdict:

@@ -1,8 +1,10 @@
-"""The worker's side of isolated calls: one fork server per environment, one connection per call."""
+"""User code in processes that can be killed: one fork server per environment, one fork per job.
+
+Tool calls and rewards that ask for it run here, and all that ended their worker once before.
+"""
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import shutil
 import sys
@@ -12,16 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from broker import codec
 from broker.errors import WarrenError
-from broker.messages import Failure, ToolResult
-from workers.spec import EnvironmentSpec
-from workers.tool.forkserver import LENGTH, READY
-from workers.tool.running import CLEANUP_S, Job, Performed, broken_off, overdue
+from workers.isolation_server import ANSWER, ASK, LENGTH, READY, Ask, read_frame
+from workers.limited import CLEANUP_S
 
 log = logging.getLogger(__name__)
 
-#: The program that serves isolated calls; it gets the environment's reference and a socket's path.
+#: The program that runs isolated jobs; it gets the environment's reference and a socket's path.
 CHILD: Final = (sys.executable, "-P", "-m", "warren.child")
 #: Importing an environment may be slow (a large library), but not this slow.
 _START_S: Final = 60.0
@@ -33,35 +32,40 @@ class CannotIsolate(WarrenError):
     """The environment could not be loaded in a process of its own."""
 
 
-class Isolation:
-    """Runs calls of one environment in processes that can be killed. Starts with its first call."""
+class ChildDied(Exception):
+    """The job's process ended without an answer; the text says how: `killed its process ...`."""
 
-    def __init__(self, spec: EnvironmentSpec, child: Sequence[str] = CHILD) -> None:
-        self._spec = spec
+
+class Isolation:
+    """Runs jobs of one environment in processes of their own. Starts with its first job."""
+
+    def __init__(self, reference: str, child: Sequence[str] = CHILD) -> None:
+        self._reference = reference
         self._child = child
         self._starting = asyncio.Lock()
         self._process: Process | None = None
         self._folder: Path | None = None
 
-    async def perform(self, job: Job) -> Performed:
-        """Run one job in a process of its own; killed with all it started when time is over."""
+    async def run(
+        self, kind: str, body: bytes, timeout_s: float, on_ask: Ask | None = None
+    ) -> bytes:
+        """The answer to one job; it is killed, with all it started, when the time is over.
+
+        Raises CannotIsolate, ChildDied, TimeoutError, and what `on_ask` raises (in a group).
+        """
         try:
             reader, writer = await self._connect()
-        except (CannotIsolate, OSError) as e:
-            failure = Failure(kind="infra", message=f"cannot isolate {job.tool or 'setup'}: {e}")
-            return Performed(result=ToolResult(output="Error: not available", error=failure))
-        tool = self._spec.tools.get(job.tool)
+        except OSError as e:
+            raise CannotIsolate(f"no connection to the child process: {e}") from e
         try:
-            async with asyncio.timeout(job.timeout_s + _MARGIN_S):
-                performed = await _exchange(reader, writer, job)
-                return dataclasses.replace(performed, lost=False)  # it died with its process
-        except TimeoutError:
-            return overdue(tool, job)
-        except (EOFError, OSError):
-            name = job.tool or "setup"
-            return Performed(result=broken_off(tool, f"{name} killed its process", where=name))
+            _write(writer, kind.encode() + b"\0" + body)
+            async with asyncio.timeout(timeout_s + _MARGIN_S):
+                answer = await _converse(reader, writer, on_ask)
         finally:
             writer.close()  # whatever still runs is killed now
+        if answer[:1] == ANSWER:
+            return answer[1:]
+        raise ChildDied(answer[1:].decode(errors="replace") or "killed its process")
 
     async def close(self) -> None:
         """End the server; it kills what still runs."""
@@ -85,7 +89,7 @@ class Isolation:
 
     async def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="warren-"))
-        command = (*self._child, self._spec.reference, self._socket)
+        command = (*self._child, self._reference, self._socket)
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
         try:
             await _until_ready(process)
@@ -93,7 +97,7 @@ class Isolation:
             await asyncio.shield(_end(process))
             raise
         self._process = process
-        log.info("isolating calls", extra={"environment": self._spec.name, "pid": process.pid})
+        log.info("isolating", extra={"environment": self._reference, "pid": process.pid})
 
 
 async def _until_ready(process: Process) -> None:
@@ -101,21 +105,39 @@ async def _until_ready(process: Process) -> None:
         raise CannotIsolate("no pipe to the child process")
     try:
         async with asyncio.timeout(_START_S):
-            said = await process.stdout.read()  # to its end: it closes the pipe once it is ready
+            # not to the end: uvloop leaves the child a copy of the pipe that it never closes
+            said = await process.stdout.readline()
+            if said != READY:
+                said += await process.stdout.read()
     except TimeoutError as e:
         raise CannotIsolate(f"not loaded within {_START_S:g} s") from e
     if said != READY:
         raise CannotIsolate(said.decode(errors="replace").strip() or "the child process died")
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, job: Job
-) -> Performed:
-    body = codec.pack(job)
-    writer.write(LENGTH.pack(len(body)) + body)
-    await writer.drain()
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    return codec.read(Performed, await reader.readexactly(length))
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_ask: Ask | None
+) -> bytes:
+    """Answer what the job asks, all at once, until its last frame: an answer or how it died."""
+
+    async def reply(number: bytes, body: bytes) -> None:
+        if on_ask is None:
+            raise ChildDied("asked for something that it can't have")
+        _write(writer, number + await on_ask(body))
+
+    async with asyncio.TaskGroup() as group:
+        while True:
+            try:
+                frame = await read_frame(reader)
+            except (EOFError, OSError):
+                frame = b""
+            if frame[:1] != ASK:
+                return frame
+            group.create_task(reply(frame[1 : 1 + LENGTH.size], frame[1 + LENGTH.size :]))
+
+
+def _write(writer: asyncio.StreamWriter, frame: bytes) -> None:
+    writer.write(LENGTH.pack(len(frame)) + frame)
 
 
 async def _end(process: Process) -> None:

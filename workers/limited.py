@@ -1,0 +1,59 @@
+"""Awaits user code for a limited time: it can neither end the loop nor outstay its cancellation."""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable
+from typing import Any, Final
+
+#: What a cancelled async function may still take to clean up before it counts as lost.
+CLEANUP_S: Final = 1.0
+#: Lines of a traceback that are kept.
+_TRACEBACK_LINES: Final = 8
+
+
+class Overdue(Exception):
+    """A function did not end within its time."""
+
+    def __init__(self, *, ended: bool) -> None:
+        super().__init__()
+        self.ended = ended
+        """Whether it at least let itself be cancelled."""
+
+
+async def within(timeout_s: float, work: Awaitable[Any]) -> Any:
+    """Await user code for so long; what it returns or raises. Raises Overdue.
+
+    Whatever it raises that is no Exception (SystemExit) becomes a RuntimeError.
+    """
+    task = asyncio.ensure_future(_without_exit(work))
+    try:
+        done, _ = await asyncio.wait([task], timeout=timeout_s)
+        if not done:
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=CLEANUP_S)
+            raise Overdue(ended=bool(done))
+    finally:
+        task.cancel()
+        task.add_done_callback(_forget)
+    if task.cancelled():
+        raise RuntimeError("it cancelled itself")
+    return task.result()
+
+
+async def _without_exit(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except SystemExit as e:
+        raise RuntimeError(f"it called sys.exit({e.code!r})") from e
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    """Nobody reads what comes after the timeout."""
+    if not task.cancelled():
+        task.exception()
+
+
+def last_lines(error: BaseException) -> str:
+    """The end of its traceback: where in the author's code it happened."""
+    lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+    return "\n".join(lines[-_TRACEBACK_LINES:])

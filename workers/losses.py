@@ -1,0 +1,55 @@
+"""Counts user functions that never returned; a worker with too many asks to be restarted.
+
+A thread can't be killed, nor can a coroutine that ignores its cancellation. Their calls have
+failed in time; what they keep (memory, a core) only the end of the process gives back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from workers.spec import EnvironmentSpec
+
+log = logging.getLogger(__name__)
+
+#: A worker with this many functions that never return asks to be restarted.
+MAX_LOST: Final = 8
+
+
+class Losses:
+    """The lost functions of one worker, over all its environments."""
+
+    def __init__(
+        self,
+        environments: Mapping[str, EnvironmentSpec],
+        *,
+        limit: int = MAX_LOST,
+        unhealthy: asyncio.Event | None = None,
+    ) -> None:
+        self.unhealthy = unhealthy or asyncio.Event()
+        """Set when there are too many: stop, let a supervisor start a new process."""
+        self._threads = list({id(s.threads): s.threads for s in environments.values()}.values())
+        self._limit = limit
+        self._tasks = 0
+
+    @property
+    def count(self) -> int:
+        """How many functions run on though nobody waits for them."""
+        return self._tasks + sum(each.lost for each in self._threads)
+
+    @property
+    def too_many(self) -> bool:
+        """From here on user code should run in processes of its own."""
+        return self.count >= self._limit
+
+    def watch(self, environment: str, function: str, *, lost: bool = False) -> None:
+        """Look after a call; `lost`: its coroutine ignored its cancellation."""
+        self._tasks += lost
+        if self.count:
+            log.error(
+                "user code never returned",
+                extra={"environment": environment, "function": function, "lost": self.count},
+            )
+        if self.too_many:
+            self.unhealthy.set()

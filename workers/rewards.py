@@ -1,0 +1,129 @@
+"""One reward function applied to one rollout: whatever goes wrong becomes words that name it.
+
+Used wherever rewards run: in a verifier's process, in the child of an isolated reward, and in the
+tool worker that owns a session. What is judged travels as `PackedRollout`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from broker import codec
+from broker.errors import BrokerError, JournalUnavailable
+from broker.messages import Failure, Packed, Status, Usage
+from workers.limited import Overdue, last_lines, within
+from workers.owner import Nondeterministic, Replaced
+from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
+
+#: What is not a verifier's fault.
+OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
+
+
+class BadReward(Exception):
+    """A reward function returned something that is no reward."""
+
+
+class PackedRollout(Packed, frozen=True, kw_only=True):
+    """A finished rollout as it travels to where a reward function runs."""
+
+    rollout_id: str
+    row: bytes
+    """The dataset's line."""
+    prompt: bytes
+    """Packed list of items; `output` likewise."""
+    output: bytes
+    status: Status
+    error: Failure | None = None
+    state: bytes = b""
+    steps: int = 0
+    usage: Usage = Usage()
+
+
+class Scored(Packed, frozen=True, kw_only=True):
+    """What one reward function came to: a value or a failure."""
+
+    value: float | None = None
+    """Unweighted."""
+    error: Failure | None = None
+    lost: bool = False
+    """Its function still runs, though nobody waits for it."""
+
+
+def unpack_rollout(packed: PackedRollout, spec: EnvironmentSpec, session: Any = None) -> Rollout:
+    """What reward functions see. Raises ValueError where its state is of another type by now."""
+    stateful = spec.state is not None and bool(packed.state)
+    row: Mapping[str, Any] = msgspec.json.decode(packed.row, type=dict[str, Any])
+    return Rollout(
+        rollout_id=packed.rollout_id,
+        task=row,
+        prompt=codec.unpack(packed.prompt),
+        output=codec.unpack(packed.output),
+        status=packed.status,
+        error=packed.error,
+        state=spec.state.unpack(packed.state) if spec.state and stateful else None,
+        session=session,
+        steps=packed.steps,
+        usage=packed.usage,
+    )
+
+
+async def evaluate(
+    spec: EnvironmentSpec,
+    reward: RewardSpec,
+    rollout: Rollout,
+    ctx: VerifierContext,
+    timeout_s: float,
+) -> Scored:
+    """Run one reward function. Raises only what is not a verifier's fault."""
+    timeout_s = min(timeout_s, reward.timeout_s)
+    try:
+        value = await within(timeout_s, reward.run(rollout, ctx))
+        return Scored(value=_checked(value, spec.reward_range))
+    except Overdue as e:
+        message = f"no reward within {timeout_s:g} s"
+        return Scored(error=reward_failure(reward.name, message), lost=not e.ended)
+    except BadReward as e:
+        return Scored(error=reward_failure(reward.name, str(e)))
+    except Exception as e:  # the border to user code
+        cause = cause_of(e)
+        if isinstance(cause, OURS):
+            raise cause from e
+        where = last_lines(cause).encode(errors="replace").decode()
+        said = f"{type(cause).__name__}: {cause}".encode(errors="replace").decode()
+        return Scored(error=reward_failure(reward.name, said[:4096], where))
+
+
+def reward_failure(name: str, message: str, where: str = "") -> Failure:
+    """A verifier's failure that names the reward."""
+    return Failure(kind="verifier", message=f"reward {name!r}: {message}", where=where[-4096:])
+
+
+def _checked(value: object, allowed: tuple[float, float]) -> float:
+    if isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, int | float):
+        raise BadReward(f"returned {type(value).__name__} {str(value)[:80]!r}, not a number")
+    if not math.isfinite(value):
+        raise BadReward(f"returned {value}")
+    low, high = allowed
+    if not low <= value <= high:
+        raise BadReward(
+            f"returned {value:g}, outside of the environment's reward_range {low:g}..{high:g}"
+        )
+    return float(value)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Of an exception group, what decides: what is not the verifier's fault, else the first."""
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if isinstance(leaf, OURS)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
