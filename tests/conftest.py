@@ -11,7 +11,6 @@ from broker.memory import MemoryBroker
 from broker.rabbitmq import RabbitBroker
 from tests.support import services
 
-
 # How long an example takes is the machine's business; speed lives in `make bench`.
 hypothesis.settings.register_profile("warren", deadline=None)
 hypothesis.settings.load_profile("warren")
