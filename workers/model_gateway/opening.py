@@ -1,7 +1,11 @@
-"""Opens a gateway from plain values: the one place where backends are chosen."""
+"""Opens a gateway from plain values: the one place where backends are chosen.
+
+The `openai` SDK takes most of a second to import, aiohttp a tenth: what uses them imports them.
+"""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from broker.base import Broker
 from broker.errors import Unreachable
@@ -12,13 +16,14 @@ from workers.model_gateway.backend import Backend, BackendError, ContextOverflow
 from workers.model_gateway.config import ModelConfig, chosen_api
 from workers.model_gateway.endpoint import Endpoint, Probed
 from workers.model_gateway.gateway import ModelGateway
-from workers.model_gateway.openai_backend import OpenAIBackend
 from workers.model_gateway.pool import EndpointPool
-from workers.model_gateway.recognised import RecognisedBackend
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
-from workers.model_gateway.vllm_backend import VllmBackend
 from workers.spec import EnvironmentSpec
 from workers.threads import Threads
+
+if TYPE_CHECKING:
+    from workers.model_gateway.openai_backend import OpenAIBackend
+    from workers.model_gateway.vllm_backend import VllmBackend
 
 
 @asynccontextmanager
@@ -55,9 +60,15 @@ def endpoints(config: ModelConfig) -> list[Endpoint]:
 
 def _backend(config: ModelConfig, url: str) -> Probed:
     if config.api == "vllm":
+        from workers.model_gateway.vllm_backend import VllmBackend
+
         return VllmBackend(config, url)
     if config.azure is None and config.api == "auto" and chosen_api("auto", url) == "chat":
+        from workers.model_gateway.recognised import RecognisedBackend
+
         return RecognisedBackend(config, url)
+    from workers.model_gateway.openai_backend import OpenAIBackend
+
     return OpenAIBackend(config, url)
 
 
@@ -67,13 +78,24 @@ async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> Non
     Raises Unreachable with the endpoint (masked), what it said, and what to try.
     """
     for url in config.urls:
-        backend = OpenAIBackend(config, url)
+        backend = _asked(config, url)
         try:
             await backend.owners(timeout_s)
         except (BackendError, TimeoutError) as e:
             raise Unreachable(_advice(config, mask_url(url), e)) from e
         finally:
             await backend.close()
+
+
+def _asked(config: ModelConfig, url: str) -> "VllmBackend | OpenAIBackend":
+    """What can ask for the list of models, which all servers have."""
+    if config.azure is None:
+        from workers.model_gateway.vllm_backend import VllmBackend
+
+        return VllmBackend(config, url)
+    from workers.model_gateway.openai_backend import OpenAIBackend
+
+    return OpenAIBackend(config, url)
 
 
 def _advice(config: ModelConfig, url: str, error: Exception) -> str:

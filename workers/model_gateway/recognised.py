@@ -7,7 +7,7 @@ from broker.messages import ModelResult
 from workers.model_gateway.backend import BackendRequest
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
-from workers.model_gateway.openai_backend import OpenAIBackend
+from workers.model_gateway.endpoint import Probed
 from workers.model_gateway.vllm_backend import VllmBackend
 
 _RECOGNISE_S: Final = 10.0
@@ -21,10 +21,11 @@ class RecognisedBackend:
     """
 
     def __init__(self, config: ModelConfig, base_url: str) -> None:
-        self._chat = OpenAIBackend(config, base_url)
+        self._config = config
+        self._base_url = base_url
         self._vllm = VllmBackend(config, base_url)
-        self._chosen: OpenAIBackend | VllmBackend | None = None
-        self._asking: asyncio.Task[OpenAIBackend | VllmBackend] | None = None
+        self._chosen: Probed | None = None
+        self._asking: asyncio.Task[Probed] | None = None
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once (backend.Backend)."""
@@ -32,7 +33,7 @@ class RecognisedBackend:
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anybody answers there (endpoint.Probed)."""
-        return await (self._chosen or self._chat).alive(timeout_s)
+        return await (self._chosen or self._vllm).alive(timeout_s)
 
     async def load(self) -> EngineLoad | None:
         """vLLM's own figures."""
@@ -42,10 +43,11 @@ class RecognisedBackend:
         """Close the connections."""
         if self._asking is not None:
             self._asking.cancel()
-        await self._chat.close()
         await self._vllm.close()
+        if self._chosen is not None:
+            await self._chosen.close()
 
-    async def _backend(self) -> OpenAIBackend | VllmBackend:
+    async def _backend(self) -> Probed:
         if self._chosen is not None:
             return self._chosen
         if self._asking is None or self._asking.done():
@@ -53,13 +55,17 @@ class RecognisedBackend:
             self._asking.add_done_callback(_seen)
         return await asyncio.shield(self._asking)
 
-    async def _recognise(self) -> OpenAIBackend | VllmBackend:
-        is_vllm = "vllm" in await self._chat.owners(_RECOGNISE_S)
-        self._chosen = self._vllm if is_vllm else self._chat
+    async def _recognise(self) -> Probed:
+        if "vllm" in await self._vllm.owners(_RECOGNISE_S):
+            self._chosen = self._vllm
+        else:
+            from workers.model_gateway.openai_backend import OpenAIBackend
+
+            self._chosen = OpenAIBackend(self._config, self._base_url)
         return self._chosen
 
 
-def _seen(task: asyncio.Task[OpenAIBackend | VllmBackend]) -> None:
+def _seen(task: asyncio.Task[Probed]) -> None:
     """Whoever waited has got its failure; there may be nobody left."""
     if not task.cancelled():
         task.exception()

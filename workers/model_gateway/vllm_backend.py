@@ -7,6 +7,7 @@ the server's generation config would fill in what is left out.
 
 import asyncio
 import contextlib
+import re
 import struct
 import time
 import uuid
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from broker import codec
 from broker.messages import ModelResult, Tokens, VersionSpan
@@ -42,6 +44,7 @@ _TOKENS: Final = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
 #: They drop ids, logprobs or calls that stay in the tokens.
 _NEVER_SENT: Final = ("include_reasoning", "parallel_tool_calls")
 _LOAD_TIMEOUT_S: Final = 5.0
+_OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 
 
 class _Logprob(msgspec.Struct, gc=False):
@@ -72,7 +75,8 @@ class VllmBackend:
 
     def __init__(self, config: ModelConfig, base_url: str) -> None:
         self._config = config
-        self._base = base_url.rstrip("/")
+        url = URL(base_url)
+        self._base = str(url.with_user(None) if config.api_key else url).rstrip("/")
         self._root = self._base.removesuffix("/v1")
         self._session: aiohttp.ClientSession | None = None
         self._decoder = msgspec.json.Decoder(_Answer)
@@ -91,6 +95,18 @@ class VllmBackend:
             versions = await self._versions.span(before)
         seconds = time.monotonic() - started
         return self._result(answer, request, versions, seconds)
+
+    async def owners(self, timeout_s: float) -> set[str]:
+        """Who owns the models listed there; empty where none are. Raises BackendError."""
+        url, headers = f"{self._base}/models", self._authorization()
+        async with (
+            self._typed_errors(timeout_s),
+            asyncio.timeout(timeout_s),
+            self._open().get(url, headers=headers) as answer,
+        ):
+            if answer.status in {400, 404}:  # there, but lists no models
+                return set()
+            return set(_OWNED_BY.findall((await self._checked(answer)).decode(errors="replace")))
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether the engine says it is healthy (endpoint.Probed)."""
