@@ -2,9 +2,10 @@
 
 import pytest
 
+from broker.shared.base import PolicyUpdateFailed
 from tests.support import provider
 from tests.support.gateway import KEY, config
-from workers.model_gateway.policy import PolicyUpdateFailed, update_policy
+from workers.model_gateway.policy import update_policy
 
 STEPS = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"]
 DONE = provider.answers({"success": True})

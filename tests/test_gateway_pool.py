@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from broker.messages import Usage
+from broker.shared.memory import MemoryShared
 from broker.topology import Lane
 from tests.support import provider
 from tests.support.gateway import config, output, serving
@@ -300,28 +301,41 @@ async def test_a_provider_that_is_down_sees_few_probes_and_everything_soon_after
 # Limits per minute
 
 
-def test_requests_per_minute_are_spread_after_a_small_burst() -> None:
+async def test_tokens_per_minute_follow_what_calls_really_use() -> None:
     clock = Clock()
-    allowance = Allowance(requests_per_minute=600, clock=clock)
-    waits = [allowance.take()[0] for _ in range(120)]
-    assert waits[:20] == [0.0] * 20, "two seconds' worth at once"
-    assert waits[-1] == pytest.approx(10.0)
-
-
-def test_tokens_per_minute_follow_what_calls_really_use() -> None:
-    clock = Clock()
-    allowance = Allowance(tokens_per_minute=60_000, clock=clock)
+    allowance = limited(clock, tokens_per_minute=60_000)
     for _ in range(60):
-        wait_s, guessed = allowance.take()
-        clock.now += wait_s
+        guessed = await allowance.admit()
         allowance.used(guessed, Usage(prompt_tokens=1500, generated_tokens=500))
     assert clock.now - 1000 == pytest.approx(60 * 2000 / 1000, rel=0.05)
 
 
-def test_a_failed_request_gives_its_tokens_back() -> None:
+async def test_a_failed_request_gives_its_tokens_back() -> None:
     clock = Clock()
-    allowance = Allowance(tokens_per_minute=60_000, clock=clock)
+    allowance = limited(clock, tokens_per_minute=60_000)
     for _ in range(10):
-        wait_s, guessed = allowance.take()
-        assert wait_s == 0
-        allowance.used(guessed, None)
+        allowance.used(await allowance.admit(), None)
+    assert clock.now == 1000
+
+
+async def test_a_call_that_is_given_up_while_it_waits_gives_back_what_it_took() -> None:
+    clock = Clock()
+    allowance = Allowance(MemoryShared(clock), "m", requests_per_minute=60)
+    await allowance.admit()
+    await allowance.admit()
+    for _ in range(100):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await allowance.admit()
+    clock.now += 1
+    async with asyncio.timeout(1):
+        await allowance.admit()
+
+
+def limited(clock: Clock, **limits: float) -> Allowance:
+    """An allowance whose waits take no time."""
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    return Allowance(MemoryShared(clock), "m", **limits, sleep=sleep)

@@ -5,12 +5,14 @@ Without a broker URL the broker is in memory; without a Redis URL the journal is
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.base import Broker
 from broker.errors import UsageError
 from broker.journal.base import Journal, Runs
+from broker.shared.base import Shared
+from broker.shared.memory import MemoryShared
 from warren.settings import Settings
 from workers.model_gateway.config import ModelConfig
 
@@ -22,6 +24,7 @@ class Connections:
     broker: Broker
     journal: Journal
     runs: Runs
+    shared: Shared = field(default_factory=MemoryShared)
 
 
 @asynccontextmanager
@@ -37,7 +40,17 @@ async def connect(
         journal, runs = await _stores(settings, journal_file, stack)
         broker = await _broker(settings)
         stack.push_async_callback(broker.close)
-        yield Connections(broker, journal, runs)
+        yield Connections(broker, journal, runs, await _shared(settings, stack))
+
+
+async def _shared(settings: Settings, stack: AsyncExitStack) -> Shared:
+    if settings.redis is None:  # embedded: the gateway of this process is the only one
+        return MemoryShared()
+    from broker.shared.redis import RedisShared
+
+    shared = await RedisShared.connect(settings.redis.reveal())
+    stack.push_async_callback(shared.close)
+    return shared
 
 
 async def _broker(settings: Settings) -> Broker:

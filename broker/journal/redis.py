@@ -86,8 +86,8 @@ _Sent = tuple[tuple[Any, ...], asyncio.Future[Any]]
 class Script:
     """A Lua script with the name that Redis knows it by."""
 
-    def __init__(self, file: str) -> None:
-        self.text = (resources.files(__package__) / "lua" / file).read_bytes()
+    def __init__(self, file: str, package: str = "broker.journal") -> None:
+        self.text = (resources.files(package) / "lua" / file).read_bytes()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 

@@ -15,6 +15,7 @@ from broker.masking import Secret
 from broker.memory import MemoryBroker
 from broker.messages import ModelCall, ModelResult, Reply
 from broker.serve import serve
+from broker.shared.base import Shared
 from broker.topology import MODEL, Lane, inbox, ladder_queues, model_key
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.gateway import ModelGateway
@@ -45,6 +46,8 @@ class Caller:
         self.broker = broker
         self.journal = journal
         self.gateway = gateway
+        self.others: list[Caller] = []
+        """Further gateways beside it."""
         self._waiting: dict[tuple[str, str], asyncio.Future[ModelResult]] = {}
         self._paths = itertools.count()
         self._epochs: dict[str, str] = {}
@@ -128,6 +131,7 @@ async def serving(
     environments: Sequence[EnvironmentSpec] = (),
     prefetch: int = 256,
     beside: Caller | None = None,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Caller]:
     """A gateway to these models that serves for the length of a test.
 
@@ -137,7 +141,9 @@ async def serving(
     journal = beside.journal if beside else MemoryJournal()
     named = {model.name: model for model in models}
     known = {spec.name: spec for spec in environments}
-    async with open_gateway(named, known, broker, journal, prefetch=prefetch) as gateway:
+    async with open_gateway(
+        named, known, broker, journal, prefetch=prefetch, shared=shared
+    ) as gateway:
         caller = Caller(broker, journal, gateway)
         queues = [source.queue for source in gateway.sources()]
         await broker.declare([inbox(INBOX), *ladder_queues("model"), *queues])

@@ -51,7 +51,7 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
 def _metered(at: Connections, metrics: Metrics) -> Connections:
     metrics.watch(at.broker)
     broker = MeteredBroker(at.broker, metrics)
-    return Connections(broker, metered_journal(at.journal, metrics), at.runs)
+    return Connections(broker, metered_journal(at.journal, metrics), at.runs, at.shared)
 
 
 async def _work(

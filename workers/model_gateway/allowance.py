@@ -1,41 +1,24 @@
 """Requests and tokens per minute: who has to wait how long, before anything is sent.
 
-Each is a bucket that fills steadily; who comes takes at once and waits for what it overdrew, so
-the order of arrival holds. Tokens are guessed from the calls before and set right afterwards.
-This process's share only: a limit for several gateways is divided among them.
+All gateways of a model draw from the same limits (broker/shared/base.py). Tokens are guessed from
+the calls before and set right once they are known, with the next draw or soon after.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from broker.errors import JournalUnavailable
 from broker.messages import Usage
+from broker.shared.base import Draw, Shared
 
-#: What may be used at once after a pause, as seconds' worth.
-_BURST_S: Final = 2.0
+log = logging.getLogger(__name__)
+
 _FIRST_GUESS: Final = 1000.0
 #: Weight of the newest call in the guess.
 _NEWEST: Final = 0.1
-
-
-class Bucket:
-    """So much per minute."""
-
-    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = per_minute / 60
-        self._clock = clock
-        self._most = max(self._rate * _BURST_S, 1.0)
-        self._level = self._most
-        self._at = clock()
-
-    def take(self, amount: float) -> float:
-        """Take it now; seconds to wait before using it. Negative amounts give back."""
-        now = self._clock()
-        self._level = min(self._level + (now - self._at) * self._rate, self._most)
-        self._at = now
-        self._level -= amount
-        return max(-self._level / self._rate, 0.0)
+_SETTLE_EVERY_S: Final = 0.25
 
 
 class Allowance:
@@ -43,32 +26,70 @@ class Allowance:
 
     def __init__(
         self,
+        shared: Shared,
+        model: str,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
-        self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
+        self._sleep = sleep
+        self._shared = shared
+        self._model = model
+        self._requests_per_minute = requests_per_minute
+        self._tokens_per_minute = tokens_per_minute
         self._guess = _FIRST_GUESS
+        self._requests_owed = 0.0
+        """Taken by calls that were given up; negative."""
+        self._tokens_owed = 0.0
+        """Used beyond what was guessed; negative where it was less."""
 
-    def take(self) -> tuple[float, float]:
-        """Take one request's worth: seconds to wait, and how many tokens were guessed."""
-        wait_s = self._requests.take(1) if self._requests else 0.0
-        if self._tokens:
-            wait_s = max(wait_s, self._tokens.take(self._guess))
-        return wait_s, self._guess
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return self._requests_per_minute is not None or self._tokens_per_minute is not None
 
     async def admit(self) -> float:
-        """Wait for one request's worth; how many tokens were guessed for it."""
-        wait_s, guessed = self.take()
-        if wait_s:
-            await asyncio.sleep(wait_s)
+        """Wait for one request's worth; how many tokens were guessed for it.
+
+        Raises JournalUnavailable.
+        """
+        if not self.limited:
+            return 0.0
+        guessed = self._guess
+        wait_s = await self._draw(1.0, guessed)
+        try:
+            await self._sleep(wait_s)
+        except asyncio.CancelledError:
+            self._requests_owed -= 1
+            self._tokens_owed -= guessed
+            raise
         return guessed
 
     def used(self, guessed: float, usage: Usage | None) -> None:
         """Set a guess right; None where the request failed, which costs no tokens."""
         tokens = usage.prompt_tokens + usage.generated_tokens if usage else 0
-        if self._tokens:
-            self._tokens.take(tokens - guessed)
+        self._tokens_owed += tokens - guessed
         if usage:
             self._guess += _NEWEST * (tokens - self._guess)
+
+    async def settle(self) -> None:
+        """Set guesses right while no further calls do it. Runs until cancelled."""
+        while self.limited:
+            await asyncio.sleep(_SETTLE_EVERY_S)
+            if self._requests_owed or self._tokens_owed:
+                try:
+                    await self._draw(0.0, 0.0)
+                except JournalUnavailable as e:
+                    log.warning("limits unavailable", extra={"error": str(e)})
+
+    async def _draw(self, requests: float, tokens: float) -> float:
+        requests += self._requests_owed
+        tokens += self._tokens_owed
+        self._requests_owed = self._tokens_owed = 0.0
+        draws = []
+        if self._requests_per_minute is not None:
+            draws.append(Draw("requests", requests, self._requests_per_minute))
+        if self._tokens_per_minute is not None:
+            draws.append(Draw("tokens", tokens, self._tokens_per_minute))
+        return await self._shared.draw(self._model, draws)

@@ -35,6 +35,10 @@ class Probed(Backend, Protocol):
         """What the engine says of its load; None where it says nothing, now and later."""
         ...
 
+    def policy_changed(self) -> None:
+        """It may have new weights: ask it for its version again."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

@@ -74,13 +74,15 @@ class ModelGateway:
             for lane in LANES
         ]
 
+    @property
+    def pools(self) -> dict[str, EndpointPool]:
+        """The endpoints of each model; scripted models have none."""
+        backends = {name: backend for name, (_, backend) in self._models.items()}
+        return {name: pool for name, pool in backends.items() if isinstance(pool, EndpointPool)}
+
     def endpoints(self) -> dict[str, list[EndpointStatus]]:
-        """How the endpoints of each model stand; scripted models have none."""
-        return {
-            name: [endpoint.status for endpoint in backend.endpoints]
-            for name, (_, backend) in self._models.items()
-            if isinstance(backend, EndpointPool)
-        }
+        """How the endpoints of each model stand."""
+        return {name: [e.status for e in pool.endpoints] for name, pool in self.pools.items()}
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Answer one call. Raises WireError for a message that is none, JournalUnavailable."""

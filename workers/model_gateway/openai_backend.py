@@ -79,6 +79,9 @@ class OpenAIBackend:
         """Nothing is known of foreign engines."""
         return None
 
+    def policy_changed(self) -> None:
+        """Nothing is known of foreign weights."""
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()

@@ -11,11 +11,14 @@ from broker.base import Broker
 from broker.errors import Unreachable
 from broker.journal.base import Journal
 from broker.masking import mask_url
+from broker.shared.base import Shared
+from broker.shared.memory import MemoryShared
 from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig, chosen_api
 from workers.model_gateway.endpoint import Endpoint, Probed
 from workers.model_gateway.gateway import ModelGateway
+from workers.model_gateway.policy_watch import watching
 from workers.model_gateway.pool import EndpointPool
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
 from workers.spec import EnvironmentSpec
@@ -34,9 +37,15 @@ async def open_gateway(
     journal: Journal,
     *,
     prefetch: int = 256,
+    shared: Shared | None = None,
 ) -> AsyncIterator[ModelGateway]:
-    """A gateway to `models`, and to `scripted/<name>` of each environment that has a policy."""
+    """A gateway to `models`, and to `scripted/<name>` of each environment that has a policy.
+
+    `shared` is what it has in common with the other gateways of its models; None: there are none.
+    """
+    common = shared or MemoryShared()
     async with AsyncExitStack() as stack:
+        pools: dict[str, tuple[ModelConfig, EndpointPool]] = {}
         served: dict[str, tuple[ModelConfig, Backend]] = {}
         threads = Threads()
         for environment in environments.values():
@@ -44,9 +53,11 @@ async def open_gateway(
                 name = scripted_name(environment.name)
                 served[name] = ModelConfig(name=name), ScriptedBackend(environment, threads)
         for name, config in models.items():
-            allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
+            limits = config.requests_per_minute, config.tokens_per_minute
+            allowance = Allowance(common, name, *limits)
             pool = await stack.enter_async_context(EndpointPool.open(endpoints(config), allowance))
-            served[name] = config, pool
+            served[name] = pools[name] = config, pool
+        await stack.enter_async_context(watching(broker, common, pools))
         yield ModelGateway(broker, journal, served, prefetch=prefetch)
 
 

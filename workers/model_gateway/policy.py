@@ -8,24 +8,19 @@ come meanwhile wait in the engine. Needs the server's dev mode (VLLM_SERVER_DEV_
 import asyncio
 import contextlib
 from collections.abc import Awaitable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import aiohttp
 import msgspec
 
-from broker.errors import WarrenError
 from broker.masking import mask_url
+from broker.shared.base import PauseMode, PolicyUpdateFailed
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.http import new_session, read_bounded
 from workers.model_gateway.masking import masked
 
-PauseMode = Literal["keep", "wait", "abort"]
 #: `wait` lasts as long as the longest running answer; loading, as the disk takes.
 _TIMEOUT_S: Final = 1800.0
-
-
-class PolicyUpdateFailed(WarrenError):
-    """An endpoint did not take the weights. It was resumed; its version is the old one."""
 
 
 async def update_policy(

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from broker.messages import ModelResult
+from broker.shared.memory import MemoryShared
 from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import BackendRequest, Retryable
 from workers.model_gateway.endpoint import Endpoint
@@ -21,7 +22,7 @@ _ROOM: Final = 0.5
 
 
 class AllDown(Retryable):
-    """No endpoint is up. Nothing was sent, so it does not count as a try."""
+    """No endpoint is up, or new weights are loaded. Nothing was sent, so it counts as no try."""
 
 
 class EndpointPool:
@@ -29,8 +30,9 @@ class EndpointPool:
 
     def __init__(self, endpoints: Sequence[Endpoint], allowance: Allowance | None = None) -> None:
         self.endpoints = endpoints
-        self._allowance = allowance or Allowance()
+        self._allowance = allowance or Allowance(MemoryShared(), "")
         self._changed = asyncio.Event()
+        self._paused = ""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -44,6 +46,7 @@ class EndpointPool:
             for endpoint in endpoints
             for task in (endpoint.watch(pool._wake), endpoint.follow_load())
         ]
+        tasks.append(asyncio.create_task(pool._allowance.settle()))
         try:
             yield pool
         finally:
@@ -63,21 +66,42 @@ class EndpointPool:
         finally:
             self._allowance.used(guessed, usage)
 
+    def pause(self, why: str) -> None:
+        """Send nothing until `resume`. What is in flight goes on."""
+        self._paused = why
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing may be sent."""
+        return bool(self._paused)
+
+    def resume(self) -> None:
+        """Go on; at once for those who wait."""
+        if self._paused:
+            self._paused = ""
+            for endpoint in self.endpoints:
+                endpoint.backend.policy_changed()
+            self._wake()
+
     async def _ask(self, request: BackendRequest) -> ModelResult:
         ranked = sorted(self.endpoints, key=lambda e: e.rank(request.rollout), reverse=True)
         while True:
             endpoint = await self._usable(ranked)
             async with endpoint.slots.take(request.lane, request.run):
-                if endpoint.health.usable:  # it may have gone down while we waited for the slot
+                # it may have gone down while we waited for the slot
+                if endpoint.health.usable and not self._paused:
                     return await endpoint.ask(request, self._wake)
 
     async def _usable(self, ranked: Sequence[Endpoint]) -> Endpoint:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 while True:
-                    if (endpoint := choose(ranked)) is not None:
+                    endpoint = None if self._paused else choose(ranked)
+                    if endpoint is not None:
                         return endpoint
                     await self._changed.wait()
+        if self._paused:
+            raise AllDown(self._paused)
         why = "; ".join(f"{e.url}: {e.health.why}" for e in ranked)
         raise AllDown(f"every endpoint is down: {why}")
 

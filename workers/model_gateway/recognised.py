@@ -39,6 +39,10 @@ class RecognisedBackend:
         """vLLM's own figures."""
         return await self._vllm.load()
 
+    def policy_changed(self) -> None:
+        """It may have new weights."""
+        self._vllm.policy_changed()
+
     async def close(self) -> None:
         """Close the connections."""
         if self._asking is not None:

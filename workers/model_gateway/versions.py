@@ -33,13 +33,18 @@ class VersionReader:
         self._read = read
         self._version: int | None = None
         self._began_at = float("-inf")
+        self._changed_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def known(self) -> int | None:
         """The version at most a second ago, None where there is none. Raises what reading does."""
         fresh_s = _FRESH_S if self._version is not None else _NONE_S
-        await self._read_since(time.monotonic() - fresh_s)
+        await self._read_since(max(time.monotonic() - fresh_s, self._changed_at))
         return self._version
+
+    def changed(self) -> None:
+        """The engine has a new version: what was read before is of no use."""
+        self._changed_at = time.monotonic()
 
     async def span(self, before: int | None) -> VersionSpan | None:
         """From `before` until now; None where either end is unknown.

@@ -129,6 +129,10 @@ class VllmBackend:
         except (BackendError, UnicodeDecodeError):
             return None
 
+    def policy_changed(self) -> None:
+        """It may have new weights (endpoint.Probed)."""
+        self._versions.changed()
+
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
