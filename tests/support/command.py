@@ -49,10 +49,28 @@ def spawn(
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `warren WORDS` with a clean environment."""
+    return _start([sys.executable, "-m", "warren", *words], cwd, stdin, stdout, stderr, variables)
+
+
+def run_python(code: str, *words: object, cwd: Path) -> Done:
+    """Run Python code to its end, with `words` as its arguments and pipes as `warren` has them."""
+    command = [sys.executable, "-c", code, *words]
+    pipe = subprocess.PIPE
+    return ended(_start(command, cwd, subprocess.DEVNULL, pipe, pipe, None))
+
+
+def _start(
+    command: Sequence[object],
+    cwd: Path,
+    stdin: int | IO[bytes],
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    variables: Mapping[str, str] | None,
+) -> subprocess.Popen[bytes]:
     dropped = ("WARREN_", "OPENAI_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return subprocess.Popen(
-        [sys.executable, "-m", "warren", *map(str, words)],
+        [*map(str, command)],
         cwd=cwd,
         env={**inherited, **(variables or {})},
         stdin=stdin,
@@ -72,11 +90,14 @@ def ended(process: subprocess.Popen[bytes], within_s: float = LIMIT_S) -> Done:
     return Done(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
-def warren(*words: object, cwd: Path, given: bytes | None = None, **variables: str) -> Done:
-    """Run `warren WORDS` to its end; `given` is its standard input."""
-    if given is None:
-        return ended(spawn(*words, cwd=cwd, variables=variables))
-    process = spawn(*words, cwd=cwd, stdin=subprocess.PIPE, variables=variables)
+def warren(*words: object, cwd: Path, **variables: str) -> Done:
+    """Run `warren WORDS` to its end."""
+    return ended(spawn(*words, cwd=cwd, variables=variables))
+
+
+def piped(given: bytes, *words: object, cwd: Path) -> Done:
+    """Run `warren WORDS` to its end with this on standard input."""
+    process = spawn(*words, cwd=cwd, stdin=subprocess.PIPE)
     out, err = process.communicate(given, timeout=LIMIT_S)
     return Done(process.returncode, out.decode(), err.decode())
 

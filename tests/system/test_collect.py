@@ -14,7 +14,6 @@ from tests.support.command import (
     by_request,
     echo,
     ids_of,
-    rewards_of,
     rows_of,
     warren,
     write_rows,
@@ -233,17 +232,3 @@ def test_parquet_has_the_same_rows(tmp_path: Path, calculator_tasks: Path) -> No
         assert by_id[row["warren"]["rollout_id"]]["reward"] == row["reward"]
     assert warren(*common, "x.parquet", cwd=tmp_path).ok().json["rollouts"] == len(rows)
     assert warren("audit", "x.parquet", cwd=tmp_path).code == 0
-
-
-def test_a_run_is_deterministic_whatever_the_concurrency(
-    tmp_path: Path, calculator_tasks: Path
-) -> None:
-    common = ("collect", calculator_tasks, "--env", "calculator", "--model", "scripted")
-    one, many = at_once(
-        [*common, "--concurrency", "1", "-o", "a.jsonl", "-q"],
-        [*common, "--concurrency", "500", "-o", "b.jsonl", "-q"],
-        cwd=tmp_path,
-    )
-    assert one.ok().code == many.ok().code
-    a, b = rewards_of(rows_of(tmp_path / "a.jsonl")), rewards_of(rows_of(tmp_path / "b.jsonl"))
-    assert a == b

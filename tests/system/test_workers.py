@@ -132,9 +132,7 @@ def test_the_same_rows_come_out_of_every_way_to_run(
 
 
 def _check_runs(here: Place, run: str) -> None:
-    (known,) = (
-        warren("runs", run, "--json", cwd=here.folder, **here.variables).ok().json["runs"]
-    )
+    (known,) = warren("runs", run, "--json", cwd=here.folder, **here.variables).ok().json["runs"]
     assert (known["run"], known["state"]) == (run, "done")
     assert (known["published"], known["committed"], known["failed"]) == (200, 200, 0)
     table = warren("runs", cwd=here.folder, **here.variables).ok().out
@@ -189,8 +187,8 @@ def test_an_interrupted_collector_with_external_workers_says_how_to_go_on_or_can
 ) -> None:
     tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(20)])
     run = fresh_names.run
-    words = ("collect", tasks, "--env", moody, "--model", f"nobody-{run}", "-o", "x.jsonl")
-    words = (*words, "--workers", "external", "--run", run, "-q")
+    play = ("collect", tasks, "--env", moody, "--model", f"nobody-{run}", "-o", "x.jsonl")
+    words = (*play, "--workers", "external", "--run", run, "-q")
     process = spawn(*words, cwd=tmp_path, variables=here.variables)
     until(lambda: '"watermark": [\n  20' in _text(tmp_path / "x.jsonl.run.json"), 30)
     began = time.monotonic()
