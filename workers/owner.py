@@ -226,6 +226,7 @@ class Owner:
             inbox=self._worker_id,
             results=dict(self.results),
             first_taken_at=self.run.first_taken_at,
+            opened={path: each.ask.request_hash for path, each in self._waiting.items()},
         )
         if not await patiently(lambda: self._journal.upload(upload)):
             raise Replaced(self.key)

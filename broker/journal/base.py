@@ -162,6 +162,9 @@ class Upload:
     state: bytes = b""
     state_version: int = 0
     first_taken_at: float = 0.0
+    opened: Mapping[str, bytes] = field(default_factory=dict)
+    """Calls that are out, by path, with their request hashes. What was begun of them is not known
+    any more, so each counts as begun once: at-most-once tools must not run again."""
 
 
 class Journal(Protocol):

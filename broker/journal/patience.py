@@ -1,4 +1,4 @@
-"""Waiting for a journal that does not answer, where giving up would throw away what was paid for."""
+"""Waiting for a journal that does not answer, where giving up would waste what was paid for."""
 
 import asyncio
 import logging

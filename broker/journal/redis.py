@@ -345,6 +345,8 @@ class RedisJournal:
             repr(upload.first_taken_at or time.time()),
             upload.state_version,
             upload.state,
+            len(upload.opened),
+            *(word for pair in upload.opened.items() for word in pair),
             *results,
         )
         return bool(reply)

@@ -162,6 +162,9 @@ class Rules:
             starts = entries[path].starts if path in entries else 0
             entry = Entry(stored.request_hash, "", starts, stored.result)
             self._table.put_entry(key, path, entry)
+        for path, request_hash in upload.opened.items():
+            if path not in entries and path not in missing:
+                self._table.put_entry(key, path, Entry(request_hash, "", 1))
         head = replace(head, inbox=upload.inbox, stored=head.stored + len(missing))
         if upload.state_version > head.state_version:
             self._table.put_state(key, upload.state)

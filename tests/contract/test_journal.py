@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -426,6 +427,20 @@ async def test_an_upload_makes_an_absent_record_again(journal: Journal, key: str
     run = await taken(journal, key)
     assert (run.epoch, run.attempt, run.first_taken_at) == (lost.epoch, 3, 1234.5)
     assert run.results == upload.results
+
+
+async def test_calls_that_are_out_at_an_upload_count_as_begun_once(
+    journal: Journal, key: str
+) -> None:
+    run = await taken(journal, new_key())
+    upload = replace(uploaded(run, key, "0"), opened={"0": b"request", "1": b"request"})
+    assert await journal.upload(upload)
+    assert await journal.upload(upload)
+    assert isinstance(await journal.begin(call(run, key, "0", held=1)), Found)
+    assert await journal.begin(call(run, key, "1", held=1)) == Go(2, b"", 0)
+    assert await journal.begin(call(run, key, "2", held=1)) == Go(1, b"", 0)
+    assert isinstance(await journal.finish(call(run, key, "1", held=1), b"1"), Finished)
+    assert list((await taken(journal, key)).results) == ["0", "1"]
 
 
 async def test_an_upload_adds_what_is_missing(journal: Journal, key: str) -> None:

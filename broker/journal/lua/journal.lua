@@ -93,11 +93,12 @@ local function look(of, ...)
   return {'seen', get('inbox') or '', get('state') or '', number(get('state_version')), calls}
 end
 
-local function upload(of, inbox, attempt, first_taken_at, version, state, ...)
+local function upload(of, inbox, attempt, first_taken_at, version, state, opened, ...)
   local current = epoch()
   if current and current ~= of or another_lives(get('inbox'), inbox) then return 0 end
   local results, missing = {...}, {}
-  for i = 1, #results, 3 do
+  local first = 2 * tonumber(opened) + 1
+  for i = first, #results, 3 do
     local f = redis.call('HMGET', key, 'hash:' .. results[i], 'result:' .. results[i])
     if not f[2] then missing[#missing + 1] = i
     elseif f[1] ~= results[i + 1] or f[2] ~= results[i + 2] then return 0 end
@@ -109,6 +110,11 @@ local function upload(of, inbox, attempt, first_taken_at, version, state, ...)
     redis.call('HDEL', key, 'carrier:' .. results[i])
     redis.call('HSET', key, 'hash:' .. results[i], results[i + 1],
       'result:' .. results[i], results[i + 2])
+  end
+  for i = 1, first - 1, 2 do
+    if redis.call('HSETNX', key, 'hash:' .. results[i], results[i + 1]) == 1 then
+      redis.call('HSET', key, 'starts:' .. results[i], 1)
+    end
   end
   if tonumber(version) > number(get('state_version')) then
     redis.call('HSET', key, 'state', state, 'state_version', version)
