@@ -1,20 +1,16 @@
 """Sticky sessions: one tool worker keeps the live object; without it the rollout starts again."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from broker.messages import ModelCall
-from broker.serve import Source
-from broker.topology import LANES, ladder_queues, model_queue, session_queue
 from tests.support.rig import Rig, tool_call, trajectory_of
+from tests.support.tool_rig import ToolRig
 from warren import Environment, Rollout
-from workers.executor import Executor
-from workers.spec import EnvironmentSpec, Item
-from workers.tool.worker import ToolWorker
+from workers.spec import Item
 
 
 class Register:
@@ -54,34 +50,6 @@ class World:
         return all(each.closed for each in self.opened)
 
 
-class TillRig(Rig):
-    """Its tools run in real tool workers."""
-
-    def __init__(self, spec: EnvironmentSpec, model: Any) -> None:
-        super().__init__(spec, model)
-        self.executes = False
-
-    async def __aenter__(self) -> "TillRig":
-        await super().__aenter__()
-        broker = self.node.connect()
-        handle = self.model_handler(Executor(broker, self.journal))
-        sources = [Source(model_queue(lane, "m"), 100, handle, "model") for lane in LANES]
-        self._stack.push_async_callback(broker.close)
-        await self._stack.enter_async_context(self.process(broker, sources))
-        return self
-
-    @asynccontextmanager
-    async def tool_worker(self) -> AsyncGenerator[ToolWorker, None]:
-        broker = self.node.connect()
-        worker = ToolWorker({self.spec.name: self.spec}, Executor(broker, self.journal))
-        await broker.declare(ladder_queues("tool"))
-        async with self.process(broker, worker.sources(16)):
-            yield worker
-        await self.node.delete(session_queue(worker.sessions.worker_id).name)
-        await worker.close()
-        await broker.close()
-
-
 def three_steps(items: list[Item], _: ModelCall) -> list[Item] | str:
     """Adds 1, 2 and 3, one call each."""
     done = sum(item.get("type") == "function_call_output" for item in items)
@@ -99,7 +67,7 @@ async def until_closed(world: World) -> None:
 async def test_tools_and_rewards_work_on_one_live_object_that_is_closed_after_the_verdict() -> None:
     world = World()
     async with (
-        TillRig(world.env.spec(), three_steps) as rig,
+        ToolRig(world.env.spec(), three_steps) as rig,
         rig.tool_worker() as one,
         rig.tool_worker() as other,
         rig.agent(),
@@ -124,7 +92,7 @@ async def test_a_rollout_whose_session_ends_starts_again_and_gets_the_same_rewar
             await go_on.wait()
         return answer
 
-    async with TillRig(world.env.spec(), model) as rig, rig.agent(), rig.verifier():
+    async with ToolRig(world.env.spec(), model) as rig, rig.agent(), rig.verifier():
         async with rig.tool_worker():
             await rig.submit(0)
             await half_way.wait()
@@ -138,7 +106,7 @@ async def test_a_rollout_whose_session_ends_starts_again_and_gets_the_same_rewar
 
 async def test_a_session_that_ends_before_the_verdict_is_never_scored_on_a_blank_one() -> None:
     world = World()
-    async with TillRig(world.env.spec(), three_steps) as rig, rig.agent():
+    async with ToolRig(world.env.spec(), three_steps) as rig, rig.agent():
         async with rig.tool_worker():
             await rig.submit(0)
             await _until_scored_next(rig)
@@ -165,7 +133,7 @@ async def test_after_three_lost_sessions_the_rollout_has_failed() -> None:
         return three_steps(items, call)
 
     async with (
-        TillRig(world.env.spec(), slow) as rig,
+        ToolRig(world.env.spec(), slow) as rig,
         rig.tool_worker(),
         rig.agent(),
         rig.verifier(),
@@ -194,7 +162,7 @@ async def test_an_agent_that_swallows_the_loss_is_not_believed() -> None:
             return
 
     async with (
-        TillRig(world.env.spec(), three_steps) as rig,
+        ToolRig(world.env.spec(), three_steps) as rig,
         rig.tool_worker(),
         rig.agent(),
         rig.verifier(),
@@ -213,7 +181,7 @@ async def test_a_session_that_can_not_be_opened_fails_its_rollout_with_the_reaso
         yield
 
     async with (
-        TillRig(env.spec(), three_steps) as rig,
+        ToolRig(env.spec(), three_steps) as rig,
         rig.tool_worker(),
         rig.agent(),
         rig.verifier(),
@@ -233,7 +201,7 @@ async def test_what_a_reward_beside_the_session_raises_is_a_null_reward_that_nam
         raise KeyError("nothing")
 
     async with (
-        TillRig(world.env.spec(), three_steps) as rig,
+        ToolRig(world.env.spec(), three_steps) as rig,
         rig.tool_worker(),
         rig.agent(),
         rig.verifier(),

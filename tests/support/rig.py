@@ -85,6 +85,8 @@ class Rig:
         self.results: list[Result] = []
         self.calls: Counter[str] = Counter()
         """How often each call was really executed, by `<rollout>:<path>`."""
+        self.executes = True
+        """Whether it executes calls itself; else the test has executors of its own."""
         self.arrived = asyncio.Condition()
         self._stack = AsyncExitStack()
 
@@ -96,9 +98,11 @@ class Rig:
         )
         broker = self.node.connect()
         executor = Executor(broker, self.journal)
-        sources = [Source(q, 100, self._model(executor), "model") for q in lanes]
-        sources.append(Source(tool_queue(self.spec.name), 100, self._tool(executor), "tool"))
-        sources.append(Source(results, 100, self._result, None))
+        sources = [Source(results, 100, self.hear, None)]
+        if self.executes:
+            sources += [Source(q, 100, self.model_handler(executor), "model") for q in lanes]
+            tools = tool_queue(self.spec.name)
+            sources.append(Source(tools, 100, self.tool_handler(executor), "tool"))
         self._stack.push_async_callback(broker.close)
         await self._stack.enter_async_context(self.process(broker, sources))
         return self
@@ -176,13 +180,16 @@ class Rig:
             await self.arrived.wait_for(lambda: len(self.results) >= count)
         return self.results
 
-    async def _result(self, delivery: Delivery) -> Outcome:
+    async def hear(self, delivery: Delivery) -> Outcome:
+        """Take a result."""
         self.results.append(codec.decode(Result, delivery.body, delivery.kind))
         async with self.arrived:
             self.arrived.notify_all()
         return Ack()
 
-    def _model(self, executor: Executor) -> Callable[[Delivery], Any]:
+    def model_handler(self, executor: Executor) -> Callable[[Delivery], Any]:
+        """Answers model calls through this executor."""
+
         async def handle(delivery: Delivery) -> Outcome:
             call = codec.decode(ModelCall, delivery.body, delivery.kind)
 
@@ -195,7 +202,9 @@ class Rig:
 
         return handle
 
-    def _tool(self, executor: Executor) -> Callable[[Delivery], Any]:
+    def tool_handler(self, executor: Executor) -> Callable[[Delivery], Any]:
+        """Runs tools through this executor."""
+
         async def handle(delivery: Delivery) -> Outcome:
             call = codec.decode(ToolCall, delivery.body, delivery.kind)
 
