@@ -30,9 +30,11 @@ from broker.journal.base import Journal, RunInfo, Runs, Totals
 from broker.journal.totals import add_totals
 from broker.messages import Limits, Sampling, Task
 from broker.serve import dead_letter, own_headers, publish_patiently
+from broker.shared.base import PauseMode, Shared
 from broker.topology import RESULT, run_results_queue
 from producers.checks import check_row, parse, task_row
 from producers.in_hand import InHand, Key, key_of
+from producers.policy import update_policy
 from producers.publisher import queues_for, task_message
 from producers.rollouts import FinishedRollout, RolloutGroup, read_result, totals_of
 from producers.run_record import RunConflict
@@ -68,10 +70,12 @@ class TrainerClient:
         acked: Sequence[bytes],
         window: int,
         renew_after_s: float,
+        shared: Shared | None = None,
     ) -> None:
         self._broker = broker
         self._journal = journal
         self._runs = runs
+        self._shared = shared
         self._template = template
         self._info = info
         self._name = template.audiences[0]
@@ -107,11 +111,13 @@ class TrainerClient:
         limits: Limits | None = None,
         files: bool = False,
         renew_after_s: float = RENEW_AFTER_S,
+        shared: Shared | None = None,
     ) -> AsyncGenerator[Self]:
         """Begin the run, or go on with it: what was not acked comes again.
 
         `window` must hold at least one group. `files`: standing sinks write the rows too; then
         they, not `ack`, say what is durable. The broker and the stores stay the caller's.
+        `shared`, for `update_policy`, is what the model's gateways share.
 
         Raises: RunConflict where the run is another's, JournalUnavailable, BrokerError.
         """
@@ -144,6 +150,7 @@ class TrainerClient:
             else [await runs.committed(run, info.generation, r) for r in range(repeats)],
             window=window,
             renew_after_s=renew_after_s,
+            shared=shared,
         )
         async with client._running():
             yield client
@@ -152,6 +159,16 @@ class TrainerClient:
     def out(self) -> int:
         """Rollouts that were submitted or received, and are not acked."""
         return len(self._pending) + len(self._in_hand)
+
+    async def update_policy(self, version: int, path: str, *, mode: PauseMode = "keep") -> None:
+        """Return once every endpoint of the run's model samples with the weights in `path`.
+
+        See producers/policy.py. Rollouts go on meanwhile; their rows say which versions they had.
+        """
+        if self._shared is None:
+            raise ValueError("connect the client with `shared` to update policies")
+        model = self._info.model
+        await update_policy(self._broker, self._shared, model, version, path, mode=mode)
 
     async def submit(self, row: Mapping[str, Any] | str | Sequence[Mapping[str, Any]]) -> Submitted:
         """Publish one task `repeats` times, when the window has room for it.

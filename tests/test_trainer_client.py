@@ -29,11 +29,14 @@ from broker.messages import (
     Usage,
     Verdict,
 )
+from broker.shared.memory import MemoryShared
 from broker.topology import DEAD, RESULT, dead_queue, result_key, run_results_queue, task_queue
 from producers.checks import BadRow
 from producers.rollouts import FinishedRollout, RolloutGroup
 from producers.run_record import RunConflict
 from producers.trainer import TrainerClient
+from tests.support import vllm_server
+from tests.support.gateway import config, serving
 
 DEADLINE_S = 20.0
 RUN: dict[str, Any] = {"run": "run", "environment": "calculator", "model": "m"}
@@ -496,3 +499,16 @@ async def test_whatever_happens_each_rollout_is_acked_once_and_none_is_lost(
             while len(acked) < submitted:
                 await ack_one(client)
     assert sorted(acked) == sorted(f"run/{index}/0" for index in range(submitted))
+
+
+async def test_a_trainer_gives_its_model_new_weights() -> None:
+    world, shared = World(), MemoryShared()
+    async with (
+        vllm_server.running() as engine,
+        serving(config(engine.url, api="vllm"), shared=shared) as gateway,
+        TrainerClient.connect(
+            gateway.broker, world.journal, world.runs, **RUN, shared=shared
+        ) as client,
+    ):
+        await client.update_policy(3, "/weights/3", mode="wait")
+        assert (engine.loads, engine.version) == (["/weights/3"], "3")

@@ -19,6 +19,7 @@ from warren.options import (
     EnvInitOptions,
     EnvListOptions,
     EnvTestOptions,
+    PolicyUpdateOptions,
     RunsOptions,
     WorkerKind,
     WorkerOptions,
@@ -196,6 +197,20 @@ def _cancel(given: Given) -> CancelOptions:
     return CancelOptions(run=given.words["run"], json=given.values.get("json"))
 
 
+def _policy_update(given: Given) -> PolicyUpdateOptions:
+    get = given.values.get
+    _need(given.settings, "policy update", "broker", "redis")
+    if get("policy_version") is None or get("weights") is None:
+        raise UsageError("`warren policy update` needs --version N and --path DIR")
+    return PolicyUpdateOptions(
+        model=_model(given.settings),
+        version=get("policy_version"),
+        path=get("weights"),
+        mode=get("mode"),
+        json=get("json"),
+    )
+
+
 def _audit(given: Given) -> AuditOptions:
     return AuditOptions(output=Path(given.words["output"]), json=given.values.get("json"))
 
@@ -346,6 +361,14 @@ COMMANDS: Final[Mapping[str, Command]] = {
             build=_cancel,
             words=(Word(name="run", help="the run's name"),),
             keys=("json", *_PLACE, *_EVERYWHERE),
+        ),
+        Command(
+            name="policy update",
+            help="have every endpoint of a model load new weights while rollouts run",
+            target="warren.commands.policy_update:run",
+            build=_policy_update,
+            keys=("model", "policy_version", "weights", "mode", "json", *_PLACE, *_EVERYWHERE),
+            example="warren policy update --model M --version 7 --path /weights/7 --mode wait",
         ),
         Command(
             name="audit",

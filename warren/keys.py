@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from broker.masking import Url
 from broker.names import NAME_PATTERN, is_name
+from broker.shared.base import PAUSE_MODES
 
 Parse = Callable[[object], Any]
 """From a flag's text or a TOML value to the setting; ValueError says what is allowed."""
@@ -407,6 +408,28 @@ ORDER: Final[tuple[Key, ...]] = (
         parse=boolean,
         default=False,
         switch=True,
+    ),
+    Key(
+        name="policy_version",
+        flags=("--policy-version", "--version"),
+        help="the new weights' version, which rows will carry; it never falls",
+        parse=integer(0),
+        metavar="N",
+    ),
+    Key(
+        name="weights",
+        flags=("--path",),
+        help="directory of the new weights, as the model's servers see it",
+        parse=text,
+        metavar="DIR",
+    ),
+    Key(
+        name="mode",
+        help="what becomes of running requests: keep (go on with the new weights), wait (finish"
+        " first) or abort (made again)",
+        parse=one_of(*PAUSE_MODES),
+        default="keep",
+        metavar="MODE",
     ),
     Key(
         name="wait",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from broker.messages import Limits, Sampling
+from broker.shared.base import PauseMode
 
 #: Every rollout has a row.
 EXIT_OK: Final = 0
@@ -116,6 +117,18 @@ class CancelOptions:
     """`warren cancel RUN`."""
 
     run: str
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyUpdateOptions:
+    """`warren policy update`: every endpoint of a model loads new weights."""
+
+    model: str
+    version: int
+    path: str
+    """Directory, as the model's servers see it."""
+    mode: PauseMode = "keep"
     json: bool = False
 
 

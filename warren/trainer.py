@@ -81,5 +81,6 @@ class TrainerClient(trainer.TrainerClient):
                 sampling=sampling,
                 limits=limits,
                 files=files,
+                shared=at.shared,
             ) as client:
                 yield client

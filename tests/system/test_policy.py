@@ -1,0 +1,68 @@
+"""`warren policy update`, with two real gateway processes, RabbitMQ and Redis between us."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import vllm_server
+from tests.support.background import Background
+from tests.support.command import spawn, until, warren
+from tests.support.vllm_server import FakeVllm
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeVllm]:
+    background = Background()
+    yield background.enter(vllm_server.running())
+    background.close()
+
+
+@pytest.fixture
+def variables(rabbitmq: object, redis_server: object) -> dict[str, str]:
+    return {
+        "WARREN_BROKER": rabbitmq.url,  # type: ignore[attr-defined]
+        "WARREN_REDIS": redis_server.url,  # type: ignore[attr-defined]
+    }
+
+
+@pytest.fixture
+def gateways(
+    engine: FakeVllm, variables: dict[str, str], tmp_path: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    started = []
+    logs = [tmp_path / f"gateway-{n}.log" for n in range(2)]
+    for log in logs:
+        with log.open("wb") as out:
+            words = ("worker", "model", "--env", "calculator", "--model", tmp_path.name)
+            started.append(
+                spawn(
+                    *(*words, "--base-url", engine.url, "--api", "vllm", "--log-json"),
+                    cwd=tmp_path,
+                    stdout=out,
+                    stderr=out,
+                    variables=variables,
+                )
+            )
+    until(lambda: all("worker started" in log.read_text("utf-8") for log in logs), 60)
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("gateways")
+def test_the_engine_loads_once_whichever_gateway_leads(
+    engine: FakeVllm, variables: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("policy", "update", "--model", tmp_path.name, "--path", "/weights/7", "--json")
+    done = warren(*words, "--version", 7, "--mode", "wait", cwd=tmp_path, **variables).ok()
+    assert (done.json["model"], done.json["version"]) == (tmp_path.name, 7)
+    assert (engine.loads, engine.version) == (["/weights/7"], "7")
+    again = warren(*words, "--version", 6, cwd=tmp_path, **variables)
+    assert (again.code, "at version 7 already" in again.err) == (2, True)
+    engine.refuses_weights = True
+    failed = warren(*words, "--version", 8, cwd=tmp_path, **variables)
+    assert (failed.code, "no such directory" in failed.err) == (3, True)
+    assert (engine.loads, engine.version) == (["/weights/7"], "7")
