@@ -25,7 +25,7 @@ async def agent(ctx: Context, task: AgentTask) -> None:
     await tool_loop(ctx, task)
 
 
-@env.reward
+@env.reward(timeout_s=5.0)
 def correct(rollout: Rollout) -> float:
     """Never 0, so that a 0 is a bug."""
     number = int(rollout.task["number"])
