@@ -62,6 +62,14 @@ class Limits(Packed, frozen=True, kw_only=True):
     """Prompt and generated tokens over all calls of the rollout."""
 
 
+class Budget(Packed, frozen=True, kw_only=True):
+    """What ends a whole run early; None is no limit. Judges count too, failed tries do not."""
+
+    max_tokens: int | None = None
+    """Prompt and generated tokens."""
+    max_cost_usd: float | None = None
+
+
 class Task(Packed, frozen=True, kw_only=True):
     """One task instance: everything an agent needs to run it, and who gets its row."""
 
@@ -76,6 +84,8 @@ class Task(Packed, frozen=True, kw_only=True):
     """The dataset's line: a JSON object, byte for byte as it came."""
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
+    budget: Budget = Budget()
+    """The run's, the same in all its tasks."""
     audiences: tuple[str, ...] = ("sink",)
     """Who gets the result: `collect`, `sink`, or trainers' names (topology.result_key)."""
     lane: Lane = "normal"

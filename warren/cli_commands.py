@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.errors import UsageError
-from broker.messages import Limits, Sampling
+from broker.messages import Budget, Limits, Sampling
 from warren.options import (
     WORKER_KINDS,
     AuditOptions,
@@ -20,6 +20,7 @@ from warren.options import (
     EnvListOptions,
     EnvTestOptions,
     PolicyUpdateOptions,
+    ReverifyOptions,
     RunsOptions,
     WorkerKind,
     WorkerOptions,
@@ -74,6 +75,7 @@ _RUN: Final = (
     *_ENDPOINT,
     *("run_id", "repeats", "limit", "temperature", "top_p", "max_output_tokens", "seed"),
     *("max_steps", "timeout", "call_timeout", "max_total_tokens", "system_prompt"),
+    *("max_cost", "max_tokens"),
     *("window", "max_failed", "skip_bad", "retry_failed", "quiet", "json"),
 )
 
@@ -99,6 +101,7 @@ def _run_options(given: Given) -> dict[str, Any]:
             call_timeout_s=get("call_timeout"),
             max_total_tokens=get("max_total_tokens"),
         ),
+        "budget": Budget(max_tokens=get("max_tokens"), max_cost_usd=get("max_cost")),
         "system_prompt": _system_prompt(get("system_prompt")),
         **{name: get(name) for name in (*same, "quiet", "json")},
     }
@@ -213,6 +216,18 @@ def _policy_update(given: Given) -> PolicyUpdateOptions:
 
 def _audit(given: Given) -> AuditOptions:
     return AuditOptions(output=Path(given.words["output"]), json=given.values.get("json"))
+
+
+def _reverify(given: Given) -> ReverifyOptions:
+    get = given.values.get
+    if get("environment") is None:
+        raise UsageError("--env is missing: name the environment that scores the rollouts")
+    if get("output") is None:
+        raise UsageError("-o is missing: name the file for the newly scored rows")
+    return ReverifyOptions(
+        rollouts=Path(given.words["rollouts"]),
+        **{n: get(n) for n in ("environment", "output", "concurrency", "quiet", "json")},
+    )
 
 
 def _dlq(action: DlqAction) -> Callable[[Given], DlqOptions]:
@@ -377,6 +392,18 @@ COMMANDS: Final[Mapping[str, Command]] = {
             build=_audit,
             words=(Word(name="output", help="what collect or a sink wrote"),),
             keys=("json", *_EVERYWHERE),
+        ),
+        Command(
+            name="reverify",
+            help="score stored rollouts again, without running agents",
+            target="warren.commands.reverify:run",
+            build=_reverify,
+            words=(Word(name="rollouts", help="what collect or a sink wrote"),),
+            keys=(
+                *("environment", "output", "concurrency", "quiet", "json"),
+                *("unsafe_no_sandbox", *_EVERYWHERE),
+            ),
+            example="warren reverify rollouts.jsonl --env calculator -o rescored.jsonl",
         ),
         *_dlq_commands(),
         Command(

@@ -70,6 +70,7 @@ async def collect(
 ) -> RunSummary:
     """Collect one run to its end. Raises UsageError, Unreachable, OutputRefused."""
     models = _models(options, settings, environment)
+    _check_priced(options, models)
     await check_reachable(settings, models.values())
     with ExitStack() as stack:
         collection = await asyncio.to_thread(_prepare, options, environment, stack)
@@ -95,6 +96,17 @@ def _models(
         return {}
     names = (model_of(options.model, environment.name), environment.spec().judge_model)
     return served([name for name in names if name is not None], settings)
+
+
+def _check_priced(options: CollectOptions, models: Mapping[str, ModelConfig]) -> None:
+    """A limit in dollars that nothing counts against would never end anything."""
+    wanted = options.budget.max_cost_usd is not None
+    for name, model in models.items() if wanted else ():
+        if not model.price.prompt and not model.price.generated:
+            raise UsageError(
+                f'--max-cost needs the price of {name!r}: [models."{name}"] in warren.toml with'
+                " price = { prompt = 1.25, generated = 10.0 }, in dollars per million tokens"
+            )
 
 
 def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack) -> Collection:
@@ -300,6 +312,7 @@ def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> 
         row=b"",
         sampling=options.sampling,
         limits=options.limits,
+        budget=options.budget,
         audiences=("collect",),
         system_prompt=options.system_prompt,
         attempt=collection.attempt,

@@ -21,6 +21,7 @@ from workers.spec import EnvironmentSpec
 
 if TYPE_CHECKING:
     from workers.agent.worker import AgentWorker
+    from workers.isolation import Isolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,9 @@ async def agent_worker(at: Connections, plan: Plan) -> AsyncGenerator["AgentWork
     settings = AgentSettings(
         slots=plan.agent_slots, renew_after_s=plan.renew_after_s, lanes=plan.lanes
     )
-    worker = AgentWorker(at.broker, at.journal, at.runs, inbox, plan.environments, settings)
+    worker = AgentWorker(
+        at.broker, at.journal, at.runs, inbox, plan.environments, settings, at.shared
+    )
     await at.broker.declare(ladder_queues("task"))
     async with inbox.open(), worker.open():
         yield worker
@@ -104,6 +107,13 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
         with suppress(BrokerError):  # so that its rollouts learn at once that their sessions end
             await at.broker.delete(session_queue(worker.sessions.worker_id).name)
         await worker.close()
+
+
+def isolation_of(spec: EnvironmentSpec) -> "Isolation | None":
+    """Processes of its own for its user code; None where no other process could load it."""
+    from workers.isolation import Isolation
+
+    return Isolation(spec.reference, _child()) if spec.reference else None
 
 
 def _child() -> Sequence[str]:

@@ -370,6 +370,20 @@ ORDER: Final[tuple[Key, ...]] = (
         metavar="N",
     ),
     Key(
+        name="max_cost",
+        help="US dollars for the whole run, then it ends (needs the model's price in warren.toml)",
+        parse=number(0, above=True),
+        toml="budget.max_cost",
+        metavar="USD",
+    ),
+    Key(
+        name="max_tokens",
+        help="prompt and generated tokens for the whole run, then it ends",
+        parse=_COUNT,
+        toml="budget.max_tokens",
+        metavar="N",
+    ),
+    Key(
         name="system_prompt",
         help="replaces the environment's: a text, or the file that holds it",
         parse=text,

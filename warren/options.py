@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from broker.messages import Limits, Sampling
+from broker.messages import Budget, Limits, Sampling
 from broker.shared.base import PauseMode
 
 #: Every rollout has a row.
@@ -50,6 +50,7 @@ class RunOptions:
     """Only the first so many input lines."""
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
+    budget: Budget = field(default_factory=Budget)
     system_prompt: str | None = None
     """Replaces the environment's; already read where a file was named."""
     window: int | None = None
@@ -137,6 +138,20 @@ class AuditOptions:
     """`warren audit OUTPUT`: check every part and every id."""
 
     output: Path
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReverifyOptions:
+    """`warren reverify ROLLOUTS`: score stored rollouts again, without their agents."""
+
+    rollouts: Path
+    """What collect or a sink wrote."""
+    environment: str
+    """As typed."""
+    output: Path
+    concurrency: int = 64
+    quiet: bool = False
     json: bool = False
 
 

@@ -66,6 +66,14 @@ class PolicyState:
         return self.phase in ("asked", "loading")
 
 
+class Spent(NamedTuple):
+    """What the model calls of a run have come to so far, those of unfinished rollouts too."""
+
+    tokens: int = 0
+    """Prompt and generated."""
+    cost_usd: float = 0.0
+
+
 class Shared(Protocol):
     """See the module's docstring. Names of models are those that tasks use."""
 
@@ -75,6 +83,14 @@ class Shared(Protocol):
         Each fills steadily, up to BURST_S' worth; who finds it empty overdraws it and waits
         until it is paid back, so that the order of arrival holds.
         """
+        ...
+
+    async def spend(self, account: str, more: Spent) -> None:
+        """Add to what was spent; `account` names a run and its generation."""
+        ...
+
+    async def spent(self, account: str) -> Spent:
+        """All that was spent and is known here: a store that was emptied begins at 0."""
         ...
 
     async def ask(self, model: str, update: PolicyUpdate) -> PolicyState:

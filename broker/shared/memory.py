@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from broker.shared.base import BURST_S, LEAD_S, Draw, PolicyState, PolicyUpdate
+from broker.shared.base import BURST_S, LEAD_S, Draw, PolicyState, PolicyUpdate, Spent
 
 
 @dataclass(slots=True)
@@ -19,6 +19,7 @@ class MemoryShared:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._spent: dict[str, Spent] = {}
         self._policies: dict[str, PolicyState] = {}
         self._leads: dict[str, tuple[str, float]] = {}
 
@@ -32,6 +33,13 @@ class MemoryShared:
         level = min(bucket.level + (now - bucket.at) * rate, most)
         bucket.level, bucket.at = min(level - draw.amount, most), now
         return max(-bucket.level / rate, 0.0)
+
+    async def spend(self, account: str, more: Spent) -> None:
+        before = self._spent.get(account, Spent())
+        self._spent[account] = Spent(before.tokens + more.tokens, before.cost_usd + more.cost_usd)
+
+    async def spent(self, account: str) -> Spent:
+        return self._spent.get(account, Spent())
 
     async def ask(self, model: str, update: PolicyUpdate) -> PolicyState:
         known = self._policies.get(model)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from broker.journal.redis import PATIENCE_S, Client, Script
-from broker.shared.base import BURST_S, LEAD_S, Draw, PolicyState, PolicyUpdate
+from broker.journal.redis import KEEP_S, PATIENCE_S, Client, Script
+from broker.shared.base import BURST_S, LEAD_S, Draw, PolicyState, PolicyUpdate, Spent
 
 _LEASE_MS: Final = int(3 * LEAD_S * 1000)
 
@@ -31,6 +31,15 @@ class RedisShared:
             arg for draw in draws for arg in (repr(draw.amount), repr(draw.per_minute), BURST_S)
         ]
         return float(await self._client.run(self._script, keys, "draw", *args))
+
+    async def spend(self, account: str, more: Spent) -> None:
+        key, cost = f"warren:spent:{{{account}}}", repr(more.cost_usd)
+        await self._client.run(self._script, [key], "spend", more.tokens, cost, int(KEEP_S))
+
+    async def spent(self, account: str) -> Spent:
+        key = f"warren:spent:{{{account}}}"
+        tokens, cost = await self._client.do("HMGET", key, "tokens", "cost_usd")
+        return Spent(int(tokens or 0), float(cost or 0))
 
     async def ask(self, model: str, update: PolicyUpdate) -> PolicyState:
         return _as_state(await self._run("ask", model, update.id, _packed(update)))

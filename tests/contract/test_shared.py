@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from broker.shared.base import Draw, PolicyUpdate, Shared
+from broker.shared.base import Draw, PolicyUpdate, Shared, Spent
 from broker.shared.memory import MemoryShared
 from broker.shared.redis import RedisShared
 
@@ -55,6 +55,14 @@ async def test_of_two_limits_the_longer_wait_counts(shared: Shared, model: str) 
 async def test_models_have_limits_of_their_own(shared: Shared, model: str) -> None:
     await shared.draw(model, [Draw("requests", 1000, 60)])
     assert await shared.draw(model + "x", [Draw("requests", 1, 60)]) == 0
+
+
+async def test_what_runs_spend_adds_up_by_run(shared: Shared, model: str) -> None:
+    assert await shared.spent(model) == Spent(0, 0.0)
+    await shared.spend(model, Spent(10, 0.25))
+    await shared.spend(model, Spent(5, 0.5))
+    await shared.spend(model + "x", Spent(1, 1.0))
+    assert await shared.spent(model) == Spent(15, 0.75)
 
 
 async def test_an_update_is_asked_for_led_by_one_and_settled(shared: Shared, model: str) -> None:

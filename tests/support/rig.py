@@ -30,6 +30,7 @@ from broker.messages import (
 )
 from broker.names import new_worker_id
 from broker.serve import Ack, Outcome, Source, serve
+from broker.shared.memory import MemoryShared
 from broker.topology import (
     LANES,
     TASK,
@@ -82,6 +83,7 @@ class Rig:
         self.node = MemoryBroker()
         self.journal = MemoryJournal()
         self.runs = MemoryRuns()
+        self.shared = MemoryShared()
         self.results: list[Result] = []
         self.calls: Counter[str] = Counter()
         """How often each call was really executed, by `<rollout>:<path>`."""
@@ -135,6 +137,7 @@ class Rig:
             inbox,
             {self.spec.name: self.spec},
             AgentSettings(**settings),
+            self.shared,
         )
         async with inbox.open(), worker.open(), self.process(broker, worker.sources()):
             yield worker

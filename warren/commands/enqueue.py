@@ -70,6 +70,7 @@ def _template(options: EnqueueOptions, environment: str, run_id: str, report: Ch
         row=b"",
         sampling=options.sampling,
         limits=options.limits,
+        budget=options.budget,
         audiences=("sink",),
         lane="normal" if options.wait else "bulk",
         system_prompt=options.system_prompt,

@@ -33,11 +33,20 @@ class Watch:
 
     def __init__(self) -> None:
         self.cancelled = False
+        self.over_budget: Failure | None = None
         self._timer: asyncio.Timeout | None = None
 
     def cancel(self) -> None:
         """Its run was cancelled: end it now."""
         self.cancelled = True
+        self._end_now()
+
+    def spent(self, why: Failure) -> None:
+        """Its run has used up its budget: end it now."""
+        self.over_budget = why
+        self._end_now()
+
+    def _end_now(self) -> None:
         if self._timer is not None and not self._timer.expired():
             self._timer.reschedule(asyncio.get_running_loop().time())
 
@@ -48,7 +57,8 @@ class Watch:
 
     async def within(self, seconds: float, work: Awaitable[object]) -> None:
         """Await `work`; TimeoutError when the time is over or the run was cancelled."""
-        async with asyncio.timeout(0.0 if self.cancelled else max(seconds, 0.0)) as self._timer:
+        over = self.cancelled or self.over_budget is not None
+        async with asyncio.timeout(0.0 if over else max(seconds, 0.0)) as self._timer:
             await work
 
 
@@ -120,6 +130,8 @@ async def _settled(agent: Awaitable[object], calls: CallMaker, task: Task, watch
 def _out_of_time(task: Task, watch: Watch) -> _End:
     if watch.cancelled:
         return _End("failed", Failure(kind="cancelled", message="the run was cancelled"))
+    if watch.over_budget is not None:
+        return _End("truncated", watch.over_budget)
     message = f"stopped after {task.limits.timeout_s:g} s"
     return _End("truncated", Failure(kind="budget", message=message))
 

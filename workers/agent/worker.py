@@ -24,6 +24,8 @@ from broker.journal.base import Committed, Journal, Owned, Run, Runs
 from broker.journal.patience import patiently
 from broker.messages import Failure, Task, Trajectory
 from broker.serve import Ack, GiveBack, Outcome, Source, publish_patiently
+from broker.shared.base import Shared
+from broker.shared.memory import MemoryShared
 from broker.topology import (
     HELD,
     LANES,
@@ -38,6 +40,7 @@ from broker.topology import (
     tool_queue,
     verify_queue,
 )
+from workers.agent.budgets import Budgets
 from workers.agent.calls import call_lane
 from workers.agent.rollout import Watch, failed_trajectory, run_rollout, too_large
 from workers.agent.slots import Slots
@@ -92,10 +95,12 @@ class AgentWorker:
         inbox: Inbox,
         environments: Mapping[str, EnvironmentSpec],
         settings: AgentSettings | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self._broker = broker
         self._journal = journal
         self._runs = runs
+        self._budgets = Budgets(runs, shared or MemoryShared())
         self._inbox = inbox
         self._environments = environments
         self._settings = settings or AgentSettings()
@@ -167,7 +172,7 @@ class AgentWorker:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
-        """Renew held deliveries and end cancelled runs while the context is open."""
+        """Renew what is held, end what is cancelled or beyond budget while the context is open."""
         async with asyncio.TaskGroup() as group:
             chores = [group.create_task(self._renewals()), group.create_task(self._cancellations())]
             yield
@@ -199,6 +204,9 @@ class AgentWorker:
                     for running in list(self._running.values()):
                         if running.task.run == run:
                             running.watch.cancel()
+            for running in list(self._running.values()):
+                if (why := await self._budgets.exceeded(running.task)) is not None:
+                    running.watch.spent(why)
 
     async def _is_cancelled(self, run: str) -> bool:
         try:
@@ -283,6 +291,8 @@ class AgentWorker:
         """Why this rollout must not run at all."""
         if await self._is_cancelled(task.run):
             return Failure(kind="cancelled", message="the run was cancelled")
+        if not run.ended and (why := await self._budgets.exceeded(task)) is not None:
+            return why
         if task.lane != "suspect" or run.ended:
             return None
         strikes = await self._journal.strike(task.journal_key, run.epoch)

@@ -21,6 +21,7 @@ from broker.errors import Undecodable
 from broker.journal.base import Go, Journal
 from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
 from broker.serve import Outcome, Source
+from broker.shared.memory import MemoryShared
 from broker.topology import LANES, Lane, model_queue
 from workers.executor import Done, Executor, Postponed
 from workers.model_gateway.backend import (
@@ -35,6 +36,7 @@ from workers.model_gateway.conversion import as_items
 from workers.model_gateway.endpoint import EndpointStatus
 from workers.model_gateway.pool import AllDown, EndpointPool
 from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
+from workers.model_gateway.spending import Spending
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +56,13 @@ class ModelGateway:
         models: Mapping[str, tuple[ModelConfig, Backend]],
         *,
         prefetch: int = 256,
+        spending: Spending | None = None,
         chance: random.Random | None = None,
     ) -> None:
         self._executor = Executor(broker, journal)
         self._models = models
         self._prefetch = prefetch
+        self._spending = spending or Spending(MemoryShared())
         self._chance = chance or random.Random()
 
     def sources(self) -> list[Source]:
@@ -102,6 +106,7 @@ class ModelGateway:
             try:
                 async with asyncio.timeout(left_s):
                     result = await backend.generate(_with_timeout(request, config, left_s))
+                self._spending.add(call, result.usage)
                 return _done(result, tries + 1)
             except ContextOverflow as e:
                 return _overflow(call, str(e), tries + 1)

@@ -3,6 +3,7 @@
 The `openai` SDK takes most of a second to import, aiohttp a tenth: what uses them imports them.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from workers.model_gateway.gateway import ModelGateway
 from workers.model_gateway.policy_watch import watching
 from workers.model_gateway.pool import EndpointPool
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
+from workers.model_gateway.spending import Spending
 from workers.spec import EnvironmentSpec
 from workers.threads import Threads
 
@@ -58,7 +60,10 @@ async def open_gateway(
             pool = await stack.enter_async_context(EndpointPool.open(endpoints(config), allowance))
             served[name] = pools[name] = config, pool
         await stack.enter_async_context(watching(broker, common, pools))
-        yield ModelGateway(broker, journal, served, prefetch=prefetch)
+        spending = Spending(common)
+        telling = asyncio.create_task(spending.tell())
+        stack.callback(telling.cancel)
+        yield ModelGateway(broker, journal, served, prefetch=prefetch, spending=spending)
 
 
 def endpoints(config: ModelConfig) -> list[Endpoint]:

@@ -1,5 +1,6 @@
 -- What gateways of one model share: broker/shared/base.py says what each operation means.
 --   draw      KEYS one bucket each: level at (Redis seconds); ARGV[2..] amount per_minute burst_s
+--   spend     KEYS[1] what a run has spent: tokens cost_usd
 --   the rest  KEYS[1] the model's newest update: id update phase error version
 --             KEYS[2] who leads it, expiring
 -- ARGV[1] is the operation.
@@ -23,6 +24,12 @@ local function draw(...)
     wait = math.max(wait, -level / rate)
   end
   return string.format('%.6f', wait)
+end
+
+local function spend(tokens, cost, keep_s)
+  redis.call('HINCRBY', KEYS[1], 'tokens', tokens)
+  redis.call('HINCRBYFLOAT', KEYS[1], 'cost_usd', cost)
+  redis.call('EXPIRE', KEYS[1], keep_s)
 end
 
 local function state()
@@ -71,6 +78,6 @@ local function withdraw(id)
   return 1
 end
 
-local operations = {draw = draw, policy = state, ask = ask, lead = lead, settle = settle,
+local operations = {draw = draw, spend = spend, policy = state, ask = ask, lead = lead, settle = settle,
   withdraw = withdraw}
 return operations[ARGV[1]](unpack(ARGV, 2))
