@@ -2,6 +2,8 @@
 #   make demo     install Warren and collect the shipped example tasks
 #   make check    ruff, formatting, mypy, layers
 #   make test     all tests, over private RabbitMQ and Redis servers too
+#   make test-faults            the full fault matrix, thousands of random schedules
+#   make soak MINUTES=10        random faults under load, an audit, memory slopes
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test test-faults clean
+.PHONY: help install demo check test test-faults soak clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,7 +34,10 @@ test: $(STAMPS)/test
 
 # The full matrix of faults and of the gateway's storms: half an hour.
 test-faults: $(STAMPS)/test
-	$(BIN)/python -m pytest -m faults --timeout 600 $(PYTEST)
+	WARREN_EXAMPLES=3000 $(BIN)/python -m pytest -m faults --timeout 600 $(PYTEST)
+
+soak: $(STAMPS)/test
+	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 clean:
 	rm -rf $(VENV) build dist out demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -116,6 +116,8 @@ def _starter(
 
 async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:
     """Handle one delivery and settle it exactly once, whatever happens. The one broad `except`."""
+    if not delivery.live:
+        return  # its channel died before we began: somebody else has it by now
     try:
         try:
             outcome = await source.handle(delivery)

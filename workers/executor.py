@@ -28,6 +28,7 @@ from broker.journal.base import (
     Lost,
     Mismatch,
 )
+from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
 from broker.serve import Ack, Later, Outcome
 from broker.topology import REPLY
@@ -128,8 +129,10 @@ class Executor:
 
     async def _finish(self, call: Call, ref: CallRef, go: Go, done: Done) -> None:
         while True:
-            finished = await self._journal.finish(
-                ref, done.result, state=done.state, state_version=go.state_version
+            finished = await patiently(
+                lambda: self._journal.finish(
+                    ref, done.result, state=done.state, state_version=go.state_version
+                )
             )
             match finished:
                 case Finished(result, _, inbox):

@@ -115,7 +115,8 @@ def test_redis_is_cut_off(warren: Cluster) -> None:
 
 @pytest.mark.faults
 def test_the_broker_closes_all_connections(warren: Cluster) -> None:
-    run = warren.enqueue(TASKS)
+    warren.model.latency_s = 1.0  # rabbitmqctl takes seconds
+    run = warren.enqueue(2 * TASKS)
     warren.answered(TASKS // 2)
     warren.rabbitmq.ctl("close_all_connections", "drill")
     assert warren.back_to_work() < 10.0
@@ -124,7 +125,8 @@ def test_the_broker_closes_all_connections(warren: Cluster) -> None:
 
 @pytest.mark.faults
 def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) -> None:
-    run = warren.enqueue(TASKS)
+    warren.model.latency_s = 1.0  # rabbitmqctl takes seconds
+    run = warren.enqueue(2 * TASKS)
     warren.answered(TASKS // 2)
     warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     try:
@@ -139,13 +141,13 @@ def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) ->
 def test_rollouts_ten_times_as_long_as_the_consumer_timeout(warren: Cluster) -> None:
     settings = "application:set_env(rabbit, channel_tick_interval, 500)"
     timeout = "application:set_env(rabbit, consumer_timeout, {})"
-    warren.rabbitmq.ctl("eval", f"{settings}, {timeout.format(2000)}.")
+    warren.rabbitmq.ctl("eval", f"{settings}, {timeout.format(1000)}.")
     try:
         for worker in warren.living("agent"):
             warren.stop(worker)
-        agents = warren.start("agent", "agent", WARREN_RENEW_AFTER="0.7")
-        warren.model.latency_s = 10.0
-        run = warren.enqueue(40)
+        agents = warren.start("agent", "agent", WARREN_RENEW_AFTER="0.4")
+        warren.model.latency_s = 5.0
+        run = warren.enqueue(30)
         run.check()
         assert not any(a.said("consuming again") for a in agents), "renewal came too late"
     finally:

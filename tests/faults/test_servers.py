@@ -10,12 +10,19 @@ from tests.support.cluster import Cluster, RabbitServer
 TASKS = 200
 
 
+def _kill(rabbitmq: RabbitServer) -> None:
+    rabbitmq.kill()
+    rabbitmq.start()
+
+
 def _restart(rabbitmq: RabbitServer) -> None:
     rabbitmq.stop()
     rabbitmq.start()
 
 
-@pytest.mark.parametrize("how", [RabbitServer.__args__[0].restart, _restart], ids=["kill", "stop"])
+@pytest.mark.parametrize(
+    "how", [_kill, pytest.param(_restart, marks=pytest.mark.faults)], ids=["kill", "restart"]
+)
 def test_the_broker_restarts_under_load(
     warren: Cluster, how: Callable[[RabbitServer], None]
 ) -> None:

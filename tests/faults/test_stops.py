@@ -7,6 +7,20 @@ from tests.support.cluster import EXIT_S, KINDS, Cluster
 TASKS = 200
 
 
+def test_every_kind_ends_within_seconds_and_the_work_goes_on(warren: Cluster) -> None:
+    run = warren.enqueue(TASKS)
+    warren.model.slow = dict.fromkeys(range(0, TASKS, 10), 3.0)  # longer than the grace
+    warren.answered(TASKS // 4)
+    spare = warren.start("sink")
+    for kind in KINDS:
+        seconds = warren.stop(warren.living(kind)[0])
+        assert seconds < EXIT_S, kind
+    assert spare[0].alive
+    warren.back_to_work()
+    run.check(again=TASKS // 10)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_sigterm_under_load(warren: Cluster, kind: str) -> None:
     run = warren.enqueue(TASKS)
