@@ -12,7 +12,7 @@ record are rebuilt from them when an output is opened and when the record has lo
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from typing import Final, NamedTuple, TypeVar
 from broker import codec
 from broker.base import Broker, Delivery
 from broker.crashpoints import crash_at
-from broker.errors import JournalUnavailable, Undecodable
+from broker.errors import Undecodable
 from broker.journal.base import Journal, RunProgress, Runs
+from broker.journal.patience import patiently
 from broker.messages import Result
 from broker.names import is_name
 from broker.serve import Ack, Outcome, Source, serve
@@ -42,7 +43,6 @@ _MARK_ROWS: Final = 10_000
 RECONCILE_S: Final = 15.0
 #: While a disk is full, room is looked for this often, first and later.
 PROBE_S: Final = (1.0, 30.0)
-_JOURNAL_RETRY_S: Final = 1.0
 
 
 class Place(NamedTuple):
@@ -356,16 +356,6 @@ class _Serving:
             del self._writers[place]
             self._running.pop(place).cancel()
             await self._sink.close(place)
-
-
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask the journal until it answers: what is durable stays unacknowledged meanwhile."""
-    while True:
-        try:
-            return await ask()
-        except JournalUnavailable as e:
-            log.warning("journal unavailable", extra={"error": str(e)})
-            await asyncio.sleep(_JOURNAL_RETRY_S)
 
 
 def check(result: Result) -> None:

@@ -10,6 +10,7 @@ import pytest
 from broker.messages import Limits, ModelCall, Result
 from tests.support.rig import Rig, trajectory_of
 from workers.owner import Replaced
+from workers.rewards import cause_of
 from workers.spec import (
     Combine,
     EnvironmentSpec,
@@ -20,7 +21,7 @@ from workers.spec import (
     Vote,
     message_text,
 )
-from workers.verifier.judge import JudgeFailed, cause_of
+from workers.verifier.judge import JudgeFailed
 from workers.verifier.scoring import score
 from workers.verifier.verdicts import Malformed, combined, fill, question, read_vote
 
