@@ -20,6 +20,7 @@ from yarl import URL
 
 from broker import codec
 from broker.messages import ModelResult, Tokens, VersionSpan
+from broker.topology import Lane
 from workers.model_gateway.answer_chat import chat_usage
 from workers.model_gateway.answers import completed
 from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
@@ -41,6 +42,8 @@ _SAMPLING: Final = {
     "repetition_penalty": 1.0,
 }
 _TOKENS: Final = {"return_token_ids": True, "logprobs": True, "top_logprobs": 0}
+#: Lower runs first, where the server has `--scheduling-policy priority`; 0 is its default.
+_PRIORITY: Final[Mapping[Lane, int]] = {"resume": -1, "normal": 0, "bulk": 1, "suspect": 1}
 #: They drop ids, logprobs or calls that stay in the tokens.
 _NEVER_SENT: Final = ("include_reasoning", "parallel_tool_calls")
 _LOAD_TIMEOUT_S: Final = 5.0
@@ -235,6 +238,8 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
         **{key: value for key, value in fields.items() if key not in _NEVER_SENT},
         **_TOKENS,
     }
+    if priority := _PRIORITY[request.lane]:
+        body["priority"] = priority
     return body | {"tools": chat_tools(request.tools)} if request.tools else body
 
 
