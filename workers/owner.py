@@ -46,6 +46,9 @@ SWEEP_S: Final = 20.0
 #: After a reconnect, calls that nobody has are published again this much later: what was merely
 #: on its way has arrived by then.
 SETTLE_S: Final = 3.0
+#: After a journal was lost, calls that nobody has are published again this much later. What was
+#: being executed has lost its claim too, and would run twice if it took longer than this.
+LOST_GRACE_S: Final = 30.0
 
 
 class Replaced(Exception):
@@ -88,7 +91,14 @@ class _Waiting:
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.deadline = time.time() + ask.timeout_s
+        self.lost_at: float | None = None
+        """Loop time at which the journal that knew of this call was lost."""
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def is_long_lost(self) -> bool:
+        """Whether whoever executed it when the journal was lost has had time to finish it."""
+        now = asyncio.get_running_loop().time()
+        return self.lost_at is not None and now - self.lost_at >= LOST_GRACE_S
 
     def hear(self, reply: Reply) -> None:
         if not self.reply.done():
@@ -230,6 +240,8 @@ class Owner:
         )
         if not await patiently(lambda: self._journal.upload(upload)):
             raise Replaced(self.key)
+        for waiting in self._waiting.values():
+            waiting.lost_at = asyncio.get_running_loop().time()
 
     def hear(self, reply: Reply) -> None:
         """A reply for this rollout arrived; one that nobody waits for is only late."""
@@ -259,7 +271,10 @@ class Owner:
             stored = seen.results.get(path)
             if stored is not None:
                 waiting.hear(self._noticed(waiting, "result", stored.result))
-            elif reconnected and path not in seen.claimed and path in self._waiting:
+            elif path in seen.claimed or path not in self._waiting:
+                continue
+            elif reconnected or waiting.is_long_lost():
+                waiting.lost_at = None
                 await self._publish_again(waiting)
 
     async def _publish_again(self, waiting: _Waiting) -> None:
@@ -366,15 +381,16 @@ class Inbox:
 
     async def _sweeps(self) -> None:
         seen = self._broker.reconnects
-        swept_at = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        swept_at = clock()
         while True:
             await asyncio.sleep(min(1.0, self._sweep_s))
             reconnected = self._broker.reconnects != seen
-            if not reconnected and time.monotonic() - swept_at < self._sweep_s:
+            if not reconnected and clock() - swept_at < self._sweep_s:
                 continue
             if reconnected:
                 await asyncio.sleep(SETTLE_S)
-            seen, swept_at = self._broker.reconnects, time.monotonic()
+            seen, swept_at = self._broker.reconnects, clock()
             await self._sweep(reconnected)
 
     async def _sweep(self, reconnected: bool) -> None:
