@@ -4,6 +4,7 @@
     status, error, attempt, policy_version, reward_components, usage, timing, trajectory_sha256,
     calls     one entry per model and tool call: path, parent, usage, versions, seconds, error ...
     branches  model calls that are not in `response`: their new input and output items, with tokens
+    state     the final state, where the environment has one
     verifier  what judged it: seconds, usage, its own calls and what judges were asked and said
 
 Token counts are the engine's; `usage` counts the rollout's own calls, `verifier.usage` the judges'.
@@ -54,7 +55,7 @@ def warren_of(
     shown = {node.record.path for node in main}
     branches = _branches(n for p, n in nodes.items() if p not in shown)
     read = _tool_texts([*(e.item for e in entries), *(i for b in branches for i in b["input"])])
-    return {
+    own = {
         "schema": ROW_SCHEMA,
         "run_id": result.run,
         "generation": result.generation,
@@ -74,8 +75,17 @@ def warren_of(
         "trajectory_sha256": hashlib.sha256(result.trajectory).hexdigest(),
         "calls": [call_entry(node, read) for node in nodes.values()],
         "branches": branches,
-        "verifier": _verifier(result.verdict),
+        "verifier": verifier_part(result.verdict),
     }
+    return own | _state(trajectory.state)
+
+
+def _state(packed: bytes) -> dict[str, Any]:
+    """The final state, for whoever scores the row again: its author's type as JSON."""
+    try:
+        return {"state": msgspec.json.decode(packed)} if packed else {}
+    except (msgspec.MsgspecError, UnicodeError):
+        return {}
 
 
 def error_of(trajectory: Trajectory, verdict: Verdict) -> Failure | None:
@@ -185,7 +195,8 @@ def _branches(nodes: Iterable[Node]) -> list[dict[str, Any]]:
     ]
 
 
-def _verifier(verdict: Verdict) -> dict[str, Any]:
+def verifier_part(verdict: Verdict) -> dict[str, Any]:
+    """What judged the rollout."""
     nodes = forest(verdict.calls)
     return {
         "seconds": verdict.seconds,

@@ -45,13 +45,23 @@ def written_before(options: CollectOptions) -> Iterator[RowSummary]:
         return
     good = Ids()
     for path in output_paths(options):
-        for row in _rows(path):
+        for row in _lines(path):
             if path == options.output or (row.task_index, row.repeat) not in good:
                 good.add(row.task_index, row.repeat)
                 yield row
 
 
-def _rows(path: Path) -> Iterator[RowSummary]:
+def rows_written(path: Path) -> Iterator[RowSummary]:
+    """The rows of one output."""
+    if path.suffix == PARQUET:
+        from sinks.parquet import summaries
+
+        yield from summaries(path)
+    else:
+        yield from _lines(path)
+
+
+def _lines(path: Path) -> Iterator[RowSummary]:
     if path.exists():
         with path.open("rb") as file:
             yield from (summary_of_json(line) for line in file if line.endswith(b"\n"))
