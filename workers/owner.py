@@ -7,8 +7,8 @@ publishes again what was lost with a connection, and notices when another worker
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -100,6 +100,10 @@ class _Waiting:
         now = asyncio.get_running_loop().time()
         return self.lost_at is not None and now - self.lost_at >= LOST_GRACE_S
 
+    def left_s(self) -> float:
+        """Seconds until its deadline."""
+        return max(self.deadline - time.time(), 0.0)
+
     def hear(self, reply: Reply) -> None:
         if not self.reply.done():
             self.reply.set_result(reply)
@@ -109,9 +113,8 @@ class _Waiting:
             self.reply.set_exception(error)
 
     async def next_reply(self) -> Reply:
-        """Wait within the deadline; a later reply gets a new future."""
-        async with asyncio.timeout(max(self.deadline - time.time(), 0.0)):
-            reply = await self.reply
+        """Wait for one; a later reply gets a new future."""
+        reply = await self.reply
         self.reply = asyncio.get_running_loop().create_future()
         return reply
 
@@ -152,9 +155,10 @@ class Owner:
     async def _make(self, ask: Ask) -> bytes:
         waiting = self._waiting[ask.path] = _Waiting(ask)
         try:
-            await self._publish(waiting)
-            crash_at("owner.after_publish")
-            answer = await self._answer(waiting)
+            async with asyncio.timeout(waiting.left_s()):
+                await self._publish(waiting)
+                crash_at("owner.after_publish")
+                answer = await self._answer(waiting)
             crash_at("owner.after_reply")
             return answer
         except TimeoutError:
@@ -168,26 +172,25 @@ class Owner:
             rollout=self.key,
             epoch=self.run.epoch,
             path=ask.path,
-            carrier=uuid.uuid4().hex,
+            carrier=secrets.token_hex(16),
             request_hash=ask.request_hash,
             held=len(self.results),
             reply_to=self._worker_id,
             deadline=waiting.deadline,
             **ask.fields,
         )
-        async with asyncio.timeout(max(waiting.deadline - time.time(), 0.0)):
-            if ask.queue is not None and ask.queue.name not in self._declared:
-                await self._broker.declare([ask.queue])
-                self._declared.add(ask.queue.name)
-            await publish_patiently(
-                self._broker,
-                Outgoing(
-                    exchange=ask.exchange,
-                    key=ask.key,
-                    body=codec.encode(call),
-                    kind=codec.kind_of(type(call)),
-                ),
-            )
+        if ask.queue is not None and ask.queue.name not in self._declared:
+            await self._broker.declare([ask.queue])
+            self._declared.add(ask.queue.name)
+        await publish_patiently(
+            self._broker,
+            Outgoing(
+                exchange=ask.exchange,
+                key=ask.key,
+                body=codec.encode(call),
+                kind=codec.kind_of(type(call)),
+            ),
+        )
 
     async def _answer(self, waiting: _Waiting) -> bytes:
         while True:
@@ -210,7 +213,7 @@ class Owner:
             rollout=self.key,
             epoch=self.run.epoch,
             path=waiting.ask.path,
-            carrier=uuid.uuid4().hex,
+            carrier=secrets.token_hex(16),
             request_hash=waiting.ask.request_hash,
             held=len(self.results),
         )
@@ -280,7 +283,8 @@ class Owner:
     async def _publish_again(self, waiting: _Waiting) -> None:
         """Under a new carrier: should the first copy turn up, one of the two is dropped."""
         try:
-            await self._publish(waiting)
+            async with asyncio.timeout(waiting.left_s()):
+                await self._publish(waiting)
         except Unroutable as e:  # its session's worker has gone: the caller's affair
             waiting.fail(e)
 

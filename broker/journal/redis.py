@@ -8,8 +8,8 @@ when its reply was lost. Redis must not evict: `maxmemory-policy noeviction`.
 import asyncio
 import hashlib
 import random
+import secrets
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, Final
@@ -266,7 +266,7 @@ class RedisJournal:
         return await self._client.run(self._script, keys, operation, self._keep_ms, *args)
 
     async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
-        fresh = uuid.uuid4().hex
+        fresh = secrets.token_hex(16)
         reply = await self._run("take", rollout, fresh, inbox, int(counts), repr(time.time()))
         match reply:
             case [b"owned", owner]:
@@ -352,7 +352,7 @@ class RedisJournal:
         return bool(reply)
 
     async def restart(self, rollout: str, epoch: str) -> int | None:
-        attempt: int | None = await self._run("restart", rollout, epoch, uuid.uuid4().hex)
+        attempt: int | None = await self._run("restart", rollout, epoch, secrets.token_hex(16))
         return attempt
 
     async def strike(self, rollout: str, epoch: str) -> int:

@@ -3,8 +3,8 @@
 `Rules` is synchronous and not thread-safe: whoever calls it makes each call one atomic operation.
 """
 
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -76,7 +76,7 @@ class Rules:
         return self._table.state(key) if head.state_version else b""
 
     def take(self, key: str, inbox: str, counts: bool) -> Taken:
-        head = self._head(key) or Head(epoch=uuid.uuid4().hex)
+        head = self._head(key) or Head(epoch=secrets.token_hex(16))
         if head.phase == "committed":
             return Committed()
         if self._another_lives(head, inbox):
@@ -182,7 +182,9 @@ class Rules:
             return None
         self._table.clear(key)
         attempt = head.attempt + 1
-        fresh = Head(epoch=uuid.uuid4().hex, attempt=attempt, strikes=head.strikes, previous=epoch)
+        fresh = Head(
+            epoch=secrets.token_hex(16), attempt=attempt, strikes=head.strikes, previous=epoch
+        )
         self._table.put(key, fresh)
         return attempt
 

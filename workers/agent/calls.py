@@ -95,8 +95,8 @@ class CallMaker:
         model: str | None,
         tools: Sequence[Item] | None,
         options: Mapping[str, Any],
-    ) -> ModelResult:
-        """One model call; its output is appended to the conversation."""
+    ) -> tuple[ModelResult, list[Item]]:
+        """One model call, and its output items, which are appended to the conversation."""
         self._check_budget()
         policy = model is None or model == self._task.model
         name = self._task.model if model is None else model
@@ -131,8 +131,10 @@ class CallMaker:
             path, conversation, given, name, packed_options, packed, started_at
         )
         self._tokens += result.usage.prompt_tokens + result.usage.generated_tokens
-        self._append(path, conversation, result, policy)
-        return result
+        items: list[Item] = codec.unpack(result.items) if result.items else []
+        conversation.extend(items)
+        self._note_end(path, conversation, result, policy)
+        return result, items
 
     def _model_record(
         self,
@@ -158,10 +160,9 @@ class CallMaker:
             finished_at=time.time(),
         )
 
-    def _append(
+    def _note_end(
         self, path: str, conversation: Conversation, result: ModelResult, policy: bool
     ) -> None:
-        conversation.extend(codec.unpack(result.items) if result.items else ())
         self._ends[conversation.digests[-1]] = path
         if policy and "." not in path:
             self.main, self.main_conversation = path, conversation

@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from broker import codec
-from broker.messages import Failure, ModelResult, ToolResult, Usage
+from broker.messages import Failure, ToolResult, Usage
 from workers.agent.calls import CallMaker
 from workers.agent.conversation import Conversation
 from workers.spec import Item, message_text
@@ -120,10 +119,10 @@ class Context:
             conversation = Conversation(conversation)
         self._step = path = self._claim()
         self._tools_called = 0
-        result = await self._calls.model(path, conversation, model, tools, options)
+        result, items = await self._calls.model(path, conversation, model, tools, options)
         if result.error is not None:
             raise ModelFailed(result.error)
-        return _reply(result, conversation)
+        return ModelReply(items, result.finish_reason, result.usage)
 
     async def tool(
         self, name: str, arguments: Mapping[str, Any] | str, *, call_id: str | None = None
@@ -186,11 +185,6 @@ class Context:
 
 async def _await(branch: Awaitable[T]) -> T:
     return await branch
-
-
-def _reply(result: ModelResult, conversation: Conversation) -> ModelReply:
-    items: list[Item] = codec.unpack(result.items) if result.items else []
-    return ModelReply(items, result.finish_reason, result.usage)
 
 
 def _arguments(call: Item) -> str:

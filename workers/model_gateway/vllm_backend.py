@@ -8,9 +8,9 @@ the server's generation config would fill in what is left out.
 import asyncio
 import contextlib
 import re
+import secrets
 import struct
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -234,7 +234,7 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
     body = {
         "model": request.model,
         "messages": messages_of(request.items),
-        "request_id": f"{request.request_id}:{uuid.uuid4().hex[:8]}",
+        "request_id": f"{request.request_id}:{secrets.token_hex(4)}",
         **{key: value for key, value in fields.items() if key not in _NEVER_SENT},
         **_TOKENS,
     }

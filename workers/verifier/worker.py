@@ -7,7 +7,7 @@ the digest of what it judged, so a redelivery scores nothing twice and mixes not
 
 import asyncio
 import logging
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -241,7 +241,7 @@ class VerifierWorker:
             rollout=owner.key,
             epoch=owner.run.epoch,
             path=_VERDICT_PATH,
-            carrier=uuid.uuid4().hex,
+            carrier=secrets.token_hex(16),
             request_hash=digest,
             held=0,
         )
