@@ -117,6 +117,11 @@ def _quorum(dead: ExchangeSpec | None, **arguments: Argument) -> dict[str, Argum
     return base | {"x-" + k.replace("_", "-"): v for k, v in arguments.items()}
 
 
+def _kept() -> dict[str, Argument]:
+    """People look at these and give them back; 4.x would drop a message at the 20th look."""
+    return _quorum(None, delivery_limit=RESULT_DELIVERY_LIMIT)
+
+
 def _classic(**arguments: Argument) -> dict[str, Argument]:
     named = {"x-" + k.replace("_", "-"): v for k, v in arguments.items()}
     return {"x-queue-type": "classic"} | named
@@ -255,12 +260,12 @@ def ladder_queues(stage: Stage) -> Sequence[QueueSpec]:
 
 def dead_queue() -> QueueSpec:
     """What nobody could handle, until a sink or collector has settled its account."""
-    return QueueSpec(queue_name("dead"), (Binding(DEAD, "#"),), _quorum(None))
+    return QueueSpec(queue_name("dead"), (Binding(DEAD, "#"),), _kept())
 
 
 def kept_queue() -> QueueSpec:
     """Raw settled dead letters, for `warren dlq`."""
-    return QueueSpec(queue_name("kept"), (Binding(KEPT, "kept"),), _quorum(None))
+    return QueueSpec(queue_name("kept"), (Binding(KEPT, "kept"),), _kept())
 
 
 def control_queue(worker_id: str) -> QueueSpec:
