@@ -93,6 +93,8 @@ class Task(Packed, frozen=True, kw_only=True):
     """Unix seconds."""
     system_prompt: str | None = None
     """Replaces the environment's for this run; None keeps it."""
+    examples: bytes | None = None
+    """Packed few-shot items in the place of the environment's for this run; None keeps those."""
     attempt: int = 1
     """From 1; raised where a rollout whose failed row was committed is run again."""
 
@@ -144,6 +146,10 @@ class ModelCall(Call, frozen=True, kw_only=True):
     """Packed mapping of further request fields: sampling, tool_choice, text, reasoning, ..."""
     sticky: str = ""
     """What the endpoint is chosen by (prefix cache): the rollout's id."""
+    known_ids: bytes = b""
+    """int32: the tokens, as the engine read and sampled them, that the first `known_items` of
+    `input` stand for; empty where nobody said them. History is continued, never tokenised anew."""
+    known_items: int = 0
 
 
 class ToolCall(Call, frozen=True, kw_only=True):

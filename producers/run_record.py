@@ -32,7 +32,7 @@ from broker.names import is_name
 
 _REMEDY: Final = "use --overwrite to begin anew, or another -o"
 #: Compared in this order; the first that differs is named.
-_FIXED: Final = ("dataset_sha256", "environment", "model", "sampling")
+_FIXED: Final = ("dataset_sha256", "environment", "model", "sampling", "prompting")
 
 
 class RunConflict(WarrenError):
@@ -56,6 +56,8 @@ class RunSpec:
     limit: int | None = None
     """At most this many tasks; None for all."""
     sampling: Sampling = field(default_factory=Sampling)
+    prompting: str = ""
+    """Digest of the run's own system prompt and examples; empty where it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -362,3 +362,19 @@ async def test_an_undecodable_task_is_dead_lettered_and_the_next_one_runs() -> N
         depth = await rig.node.depth(dead_queue().name)
         assert depth is not None
         assert depth.ready == 1
+
+
+async def test_a_run_s_examples_stand_in_the_place_of_the_environment_s() -> None:
+    spec = EnvironmentSpec(name="env", examples=[{"role": "user", "content": "ours"}])
+    seen: list[list[Item]] = []
+
+    def model(items: list[Item], _: ModelCall) -> str:
+        seen.append(items)
+        return "x"
+
+    async with Rig(spec, model) as rig, rig.agent(), rig.verifier():
+        await rig.submit(0)
+        await rig.wait(1)
+        await rig.submit(1, examples=codec.pack([{"role": "user", "content": "the run's"}]))
+        await rig.wait(2)
+    assert [items[0]["content"] for items in seen] == ["ours", "the run's"]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from broker.errors import UsageError
 from broker.messages import Budget, Limits, Sampling
+from warren.examples import read_examples
 from warren.options import (
     WORKER_KINDS,
     AuditOptions,
@@ -74,7 +75,7 @@ _RUN: Final = (
     "environment",
     *_ENDPOINT,
     *("run_id", "repeats", "limit", "temperature", "top_p", "max_output_tokens", "seed"),
-    *("max_steps", "timeout", "call_timeout", "max_total_tokens", "system_prompt"),
+    *("max_steps", "timeout", "call_timeout", "max_total_tokens", "system_prompt", "examples"),
     *("max_cost", "max_tokens"),
     *("window", "max_failed", "skip_bad", "retry_failed", "quiet", "json"),
 )
@@ -103,6 +104,7 @@ def _run_options(given: Given) -> dict[str, Any]:
         ),
         "budget": Budget(max_tokens=get("max_tokens"), max_cost_usd=get("max_cost")),
         "system_prompt": _system_prompt(get("system_prompt")),
+        "examples": None if get("examples") is None else read_examples(get("examples")),
         **{name: get(name) for name in (*same, "quiet", "json")},
     }
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker import codec
 from broker.errors import UsageError
 from broker.messages import Task
 from broker.serve import serve
@@ -150,6 +151,13 @@ def _spooled(source: str, output: Path) -> Path:
     return spool(source, output)
 
 
+def _prompting(options: CollectOptions) -> str:
+    """Identifies what the run puts in the place of the environment's prompt and examples."""
+    if options.system_prompt is None and options.examples is None:
+        return ""
+    return codec.digest(codec.pack([options.system_prompt, options.examples])).hex()
+
+
 def _open_run(
     options: CollectOptions, environment: Environment, model: str, report: CheckReport
 ) -> OpenedRun:
@@ -161,6 +169,7 @@ def _open_run(
         repeats=options.repeats,
         limit=options.limit,
         sampling=options.sampling,
+        prompting=_prompting(options),
     )
     try:
         return open_run(
@@ -315,6 +324,7 @@ def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> 
         budget=options.budget,
         audiences=("collect",),
         system_prompt=options.system_prompt,
+        examples=options.examples,
         attempt=collection.attempt,
     )
     return Publisher(

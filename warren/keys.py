@@ -390,6 +390,12 @@ ORDER: Final[tuple[Key, ...]] = (
         metavar="FILE|TEXT",
     ),
     Key(
+        name="examples",
+        help="few-shot items instead of the environment's: a JSON list, or one item per line",
+        parse=path,
+        metavar="FILE",
+    ),
+    Key(
         name="max_failed",
         help="exit with 4 when more rollouts failed than this",
         parse=integer(0),

@@ -53,6 +53,8 @@ class RunOptions:
     budget: Budget = field(default_factory=Budget)
     system_prompt: str | None = None
     """Replaces the environment's; already read where a file was named."""
+    examples: bytes | None = None
+    """Packed list of few-shot items that replace the environment's."""
     window: int | None = None
     """Most uncommitted instances at a time; None leaves it to the command."""
     max_failed: int | None = None

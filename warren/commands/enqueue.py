@@ -58,7 +58,10 @@ async def run(options: EnqueueOptions, settings: Settings) -> int:
 def _template(options: EnqueueOptions, environment: str, run_id: str, report: CheckReport) -> Task:
     model = model_of(options.model, environment)
     asked = msgspec.json.encode(
-        [report.sha256, environment, model, options.sampling, options.system_prompt]
+        [
+            *(report.sha256, environment, model, options.sampling),
+            *(options.system_prompt, options.examples),
+        ]
     )
     return Task(
         run=run_id,
@@ -74,6 +77,7 @@ def _template(options: EnqueueOptions, environment: str, run_id: str, report: Ch
         audiences=("sink",),
         lane="normal" if options.wait else "bulk",
         system_prompt=options.system_prompt,
+        examples=options.examples,
     )
 
 

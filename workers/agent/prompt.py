@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from broker import codec
 from broker.messages import Task
 from workers.spec import EnvironmentSpec, Item
 
@@ -42,19 +43,20 @@ def prompt_items(spec: EnvironmentSpec, task: Task, row: Mapping[str, Any]) -> l
     """System prompt, few-shot examples, then the task's items.
 
     The run's system prompt wins over the row's (`instructions` or a leading system message), which
-    wins over the environment's.
+    wins over the environment's; the run's examples win over the environment's.
     """
+    examples = spec.examples if task.examples is None else codec.unpack(task.examples)
     items = row_items(row)
     own = bool(items) and items[0].get("role") in ("system", "developer")
     instructions = params_of(row).get("instructions")
     if task.system_prompt is not None:
         system, items = task.system_prompt, items[1:] if own else items
     elif own:
-        return [items[0], *spec.examples, *items[1:]]
+        return [items[0], *examples, *items[1:]]
     else:
         system = instructions if isinstance(instructions, str) else spec.system_prompt
     head = [{"role": "system", "content": system}] if system else []
-    return [*head, *spec.examples, *items]
+    return [*head, *examples, *items]
 
 
 def offered_tools(spec: EnvironmentSpec, row: Mapping[str, Any]) -> list[Item]:
