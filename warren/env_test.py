@@ -166,7 +166,11 @@ def _task(spec: EnvironmentSpec, index: int, repeat: int, row: bytes) -> Task:
 def _played(result: Result) -> Played:
     trajectory = codec.read(Trajectory, result.trajectory)
     nodes = forest(trajectory.calls)
-    tools = [(n.record.name, n.result) for n in nodes.values() if isinstance(n.result, ToolResult)]
+    tools = [
+        (n.record.name or "setup", n.result)
+        for n in nodes.values()
+        if isinstance(n.result, ToolResult)
+    ]
     failures = [trajectory.error, result.verdict.error, *(tool.error for _, tool in tools)]
     return Played(
         task_index=result.task_index,
