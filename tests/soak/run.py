@@ -1,6 +1,6 @@
 """Random faults every few seconds under load, then the oracle: `make soak MINUTES=10 SEED=1`.
 
-Real processes over a private RabbitMQ and Redis. Runs of 200 tasks follow one another, each with
+Real processes over a private RabbitMQ and Redis. Runs of 500 tasks follow one another, each with
 its own audit; memory of the workers that lived through it all is reported as a slope.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.support import services
 from tests.support.cluster import KINDS, PREFETCH, Cluster, Worker, cluster
 
-TASKS = 200
+TASKS = 500
 #: Seconds between two faults.
 PAUSE_S = (1.0, 4.0)
 
