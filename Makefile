@@ -4,6 +4,7 @@
 #   make test     all tests, over private RabbitMQ and Redis servers too
 #   make test-faults            the full fault matrix, thousands of random schedules
 #   make soak MINUTES=10        random faults under load, an audit, memory slopes
+#   make bench                  CPU, memory and latency per rollout (benchmarks/README.md)
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test test-faults soak clean
+.PHONY: help install demo check test test-faults soak bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +39,10 @@ test-faults: $(STAMPS)/test
 
 soak: $(STAMPS)/test
 	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
+
+# BENCH="rabbitmq-plain --repeat 3", BENCH=--full: see benchmarks/README.md
+bench: $(STAMPS)/test
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist out demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,156 @@
+"""What a rollout costs, in counts that cannot flake: messages, confirms, journal operations, packs.
+
+A rollout of two model calls and one tool call, embedded. Who makes one of these numbers grow pays
+for it in every rollout of every run: docs/performance.md has their price.
+"""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from broker import codec
+from broker.base import Outgoing
+from broker.journal.base import Journal
+from broker.memory import MemoryBroker
+from broker.memory_node import MemoryNode
+from broker.messages import Limits, ModelCall
+from tests.support.rig import Rig, message, tool_call
+from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
+
+ROLLOUTS = 20
+_LONG = Limits(max_steps=50, timeout_s=20.0, call_timeout_s=10.0)
+
+
+class CountingNode(MemoryNode):
+    """Counts what is published, by the kind of the message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: Counter[str] = Counter()
+        self.size_bytes: Counter[str] = Counter()
+
+    def publish(self, message: Outgoing) -> None:
+        self.messages[message.kind] += 1
+        self.size_bytes[message.kind] += len(message.body)
+        super().publish(message)
+
+
+class CountingJournal:
+    """Counts operations, by their name; a worker's lease is none of a rollout's."""
+
+    def __init__(self, journal: Journal, operations: Counter[str]) -> None:
+        self._journal = journal
+        self._operations = operations
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._journal, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if "lease" not in name:
+                self._operations[name] += 1
+            return operation(*args, **kwargs)
+
+        return counted
+
+
+def plays(items: list[Item], _: ModelCall) -> list[Item]:
+    if any(item.get("type") == "function_call_output" for item in items):
+        return [message("It is 4 degrees.")]
+    return [tool_call("get_weather", city="Oslo")]
+
+
+async def _full_marks(rollout: Rollout, ctx: VerifierContext) -> float:
+    return 1.0
+
+
+@asynccontextmanager
+async def rig(operations: Counter[str]) -> AsyncGenerator[tuple[Rig, CountingNode], None]:
+    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks)])
+    made = Rig(spec, plays, {"get_weather": lambda arguments: "4 degrees, snow"})
+    node = CountingNode()
+    made.node = MemoryBroker(node)
+    made.journal = cast(Any, CountingJournal(made.journal, operations))
+    async with made, made.agent(), made.verifier():
+        yield made, node
+
+
+async def test_a_rollout_of_three_calls_is_nine_messages_and_six_confirms() -> None:
+    async with rig(Counter()) as (made, node):
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    assert {kind: count / ROLLOUTS for kind, count in node.messages.items()} == {
+        "task.v1": 1,
+        "modelcall.v1": 2,
+        "toolcall.v1": 1,
+        "reply.v1": 3,  # hints, without a confirm
+        "trajectory.v1": 1,
+        "result.v1": 1,
+    }
+
+
+async def test_a_rollout_of_three_calls_is_ten_journal_operations() -> None:
+    operations: Counter[str] = Counter()
+    async with rig(operations) as (made, _):
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    assert {name: count / ROLLOUTS for name, count in operations.items()} == {
+        "take": 2,  # the rollout's and its verifier's
+        "begin": 3,
+        "finish": 4,  # three calls and the verdict
+        "ended": 1,
+    }
+
+
+async def test_what_is_packed_and_read_per_rollout_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: Counter[str] = Counter()
+    for name in ("pack", "read", "unpack"):
+        monkeypatch.setattr(codec, name, _counting(counts, name, getattr(codec, name)))
+    async with rig(Counter()) as (made, _):
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    per_rollout = {name: count / ROLLOUTS for name, count in counts.items()}
+    assert per_rollout["pack"] <= 28
+    assert per_rollout["read"] <= 20
+    assert per_rollout["unpack"] <= 12
+
+
+async def test_what_a_rollout_sends_stays_small() -> None:
+    async with rig(Counter()) as (made, node):
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    assert sum(node.size_bytes.values()) / ROLLOUTS < 4_600
+
+
+async def test_a_long_conversation_is_packed_once_however_often_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def long(items: list[Item], _: ModelCall) -> list[Item]:
+        done = sum(item.get("type") == "function_call_output" for item in items)
+        if done == steps - 1:
+            return [message("done")]
+        return [tool_call("get_weather", call_id=f"c{done}", city="Oslo")]
+
+    counts: dict[int, int] = {}
+    for steps in (10, 20):
+        packs: Counter[str] = Counter()
+        async with rig(Counter()) as (made, _):
+            made.model = long
+            with monkeypatch.context() as patch:
+                patch.setattr(codec, "pack", _counting(packs, "pack", codec.pack))
+                await made.submit(0, limits=_LONG)
+                await made.wait(1)
+        counts[steps] = packs["pack"]
+    assert counts[20] - counts[10] <= 10 * 12  # linear in the steps
+
+
+def _counting(counts: Counter[str], name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        counts[name] += 1
+        return real(*args, **kwargs)
+
+    return counted
