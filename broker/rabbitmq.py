@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 #: How often the keepers look whether all is well when nothing tells them otherwise.
 TICK_S: Final = 0.5
 FIRST_RETRY_S: Final = 0.1
-LAST_RETRY_S: Final = 5.0
+LAST_RETRY_S: Final = 2.0
 
 T = TypeVar("T")
 
