@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
 from broker.journal.local import LocalJournal
-from broker.journal.record import Entry, Head
+from broker.journal.record import TOMBSTONE, VERIFY, Entry, Head
 from broker.journal.totals import add_totals, bitmap
 
 P = ParamSpec("P")
@@ -57,6 +57,12 @@ class MemoryTable:
         self.clear(key)
         self._heads.pop(key, None)
         self._changed.pop(key, None)
+
+    def bury(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.clear(key)
+            self.put(key, TOMBSTONE)
+            self.drop(key + VERIFY)
 
     def expire(self, keep_s: float) -> None:
         """Forget what has not changed for `keep_s`."""

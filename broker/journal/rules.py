@@ -24,7 +24,6 @@ from broker.journal.base import (
     Upload,
 )
 from broker.journal.record import (
-    TOMBSTONE,
     VERIFY,
     Entry,
     Head,
@@ -51,6 +50,10 @@ class Table(Protocol):
 
     def drop(self, key: str) -> None:
         """Forget the record."""
+        ...
+
+    def bury(self, keys: Sequence[str]) -> None:
+        """Leave a tombstone each; drop their verifiers' records."""
         ...
 
 
@@ -201,10 +204,7 @@ class Rules:
             self._table.put(key, replace(head, phase="ended"))
 
     def committed(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._table.clear(key)
-            self._table.put(key, TOMBSTONE)
-            self._table.drop(key + VERIFY)
+        self._table.bury(keys)
 
 
 def _finished(entries: Mapping[str, Entry]) -> dict[str, Stored]:

@@ -184,7 +184,7 @@ class SqliteJournal(LocalJournal):
 
     def __init__(self, database: Database, *, lease_s: float, keep_s: float) -> None:
         self._database = database
-        self._table = SqliteTable(database.db.execute)
+        self._table = SqliteTable(database.db)
         self._keep_s = keep_s
         self._expire_at = 0.0
         super().__init__(self._table, lease_s=lease_s)

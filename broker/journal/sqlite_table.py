@@ -1,10 +1,10 @@
 """How records lie in SQLite: the tables of a journal's file, and `rules.Table` over them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from broker.journal.record import Entry, Head
+from broker.journal.record import TOMBSTONE, VERIFY, Entry, Head
 
 #: `calls` is apart from `heads`, and `states` too, so that no write copies big values.
 TABLES: Final = """
@@ -49,8 +49,9 @@ _ENTRIES: Final = "SELECT path, request_hash, carrier, starts, result FROM calls
 class SqliteTable:
     """`rules.Table` in a database; whoever calls holds a transaction."""
 
-    def __init__(self, execute: Callable[..., Any]) -> None:
-        self._execute = execute
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self._execute = db.execute
 
     def head(self, key: str) -> Head | None:
         row = self._execute(_HEAD, (key,)).fetchone()
@@ -71,9 +72,7 @@ class SqliteTable:
         )
 
     def put(self, key: str, h: Head) -> None:
-        counts = (h.idle_takes, h.strikes, h.state_version, h.first_taken_at, h.stored, h.previous)
-        row = (key, h.epoch, h.attempt, h.phase, h.inbox, *counts, time.time())
-        self._execute(_PUT, row)
+        self._execute(_PUT, _row(key, h))
 
     def state(self, key: str) -> bytes:
         row = self._execute("SELECT state FROM states WHERE key = ?", (key,)).fetchone()
@@ -101,8 +100,19 @@ class SqliteTable:
         self.clear(key)
         self._execute("DELETE FROM heads WHERE key = ?", (key,))
 
+    def bury(self, keys: Sequence[str]) -> None:
+        both = [(key + end,) for key in keys for end in ("", VERIFY)]
+        for table in ("calls", "states", "heads"):
+            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", both)
+        self._db.executemany(_PUT, [_row(key, TOMBSTONE) for key in keys])
+
     def expire(self, keep_s: float) -> None:
         """Forget what has not changed for `keep_s`."""
         old = "SELECT key FROM heads WHERE changed < ?"
         for (key,) in self._execute(old, (time.time() - keep_s,)).fetchall():
             self.drop(key)
+
+
+def _row(key: str, h: Head) -> tuple[object, ...]:
+    counts = (h.idle_takes, h.strikes, h.state_version, h.first_taken_at, h.stored, h.previous)
+    return (key, h.epoch, h.attempt, h.phase, h.inbox, *counts, time.time())
