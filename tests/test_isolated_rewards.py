@@ -9,6 +9,10 @@ import pytest
 from broker.messages import Verdict
 from tests.support.rig import Rig
 from warren import load_environment
+from warren.hosting import isolation_of
+from warren.sandbox import without_sandbox
+from workers.tool.isolated import perform_isolated
+from workers.tool.running import Job
 
 SOURCE = """
 import asyncio, ctypes, os, time
@@ -131,3 +135,27 @@ async def test_a_worker_with_too_many_lost_rewards_asks_to_be_restarted(slow_pat
         ] * 10
         assert verifier.losses.unhealthy.is_set()
         await verifier.close()
+
+
+@pytest.fixture
+def curious_path(tmp_path: Path) -> Path:
+    path = tmp_path / "curious.py"
+    path.write_text(
+        "import os\nfrom warren import Environment, run_code\nenv = Environment('curious')\n"
+        "@env.tool(isolated=True)\nasync def same_user() -> bool:\n"
+        "    found = await run_code('import os; print(os.getpid(), os.getcwd())')\n"
+        "    return 'SANDBOXED' if b'/tmp/work' in found.stdout else 'FREE'\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+async def test_a_child_has_its_workers_mind_about_sandboxes(curious_path: Path) -> None:
+    spec = load_environment(str(curious_path)).spec()
+    job = Job(tool="same_user", arguments="{}", idempotency_key="k", timeout_s=20.0)
+    with without_sandbox():
+        isolation = isolation_of(spec)
+    assert isolation is not None
+    performed = await perform_isolated(isolation, spec, job)
+    await isolation.close()
+    assert performed.result.output == "FREE", performed.result

@@ -1,4 +1,4 @@
-"""`python -m warren.child REFERENCE SOCKET`: the process that isolated tools and rewards run under.
+"""`python -m warren.child [--unsafe-no-sandbox] REFERENCE SOCKET`: where isolated user code runs.
 
 Started by workers (workers/isolation.py). Says `ready`, or why it can't, on standard output;
 afterwards what user code prints goes to standard error.
@@ -15,12 +15,13 @@ from workers.isolation_server import main as serve
 from workers.tool import isolated as tools
 from workers.verifier import isolated as rewards
 
-#: After the socket, where the worker itself was started with this flag.
+#: Given where the worker itself was started with this flag.
 UNSAFE = "--unsafe-no-sandbox"
 
 
-def main(reference: str, path: str, *flags: str) -> int:
+def main(*words: str) -> int:
     """Load the environment and serve its jobs. The exit status."""
+    *flags, reference, path = words
     ready_fd = os.dup(1)
     os.dup2(2, 1)
     try:
