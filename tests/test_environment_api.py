@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, cast
 
 import pytest
@@ -114,6 +114,10 @@ async def test_injected_arguments_are_hidden_from_the_model(env: Environment) ->
     @env.setup
     def start() -> dict[str, int]:
         return {"n": 1}
+
+    @env.session
+    async def live() -> AsyncIterator[object]:
+        yield object()
 
     @env.tool
     def count(by: int, state: dict[str, int], task: Any, idempotency_key: str, session: Any) -> Any:
