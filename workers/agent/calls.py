@@ -116,6 +116,7 @@ class CallMaker:
                 tools=offered,
                 options=packed_options,
                 sticky=self._task.rollout_id,
+                **self._known(conversation, name),
             ),
             fields=self._fields,
             timeout_s=self._timeout_s(),
@@ -136,6 +137,21 @@ class CallMaker:
         self._note_end(path, conversation, result, policy)
         return result, items
 
+    def _known(self, conversation: Conversation, model: str) -> dict[str, Any]:
+        """The tokens of the longest beginning that the same model has seen, as its engine said."""
+        shared = self._shared(conversation, len(conversation))
+        record = self._records.get(self._ends[conversation.digests[shared]]) if shared else None
+        if record is None or record.name != model:
+            return {}
+        tokens = codec.read(ModelResult, record.result).tokens
+        if tokens is None:
+            return {}
+        return {"known_ids": tokens.prompt_ids + tokens.generated_ids, "known_items": shared}
+
+    def _shared(self, conversation: Conversation, given: int) -> int:
+        """How many of the first `given` items an earlier call's conversation ends with."""
+        return next((n for n in range(given, 0, -1) if conversation.digests[n] in self._ends), 0)
+
     def _model_record(
         self,
         path: str,
@@ -146,7 +162,7 @@ class CallMaker:
         result: bytes,
         started_at: float,
     ) -> CallRecord:
-        shared = next((n for n in range(given, 0, -1) if conversation.digests[n] in self._ends), 0)
+        shared = self._shared(conversation, given)
         return CallRecord(
             path=path,
             kind="model",

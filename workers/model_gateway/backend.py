@@ -32,6 +32,9 @@ class BackendRequest:
     """Responses tool definitions."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further Responses request fields: sampling, tool_choice, text, reasoning, ..."""
+    known_ids: bytes = b""
+    """int32: what the first `known_items` of `items` were tokenised and sampled as, if known."""
+    known_items: int = 0
     timeout_s: float = 600.0
     """Of this one try, connecting and reading included."""
     rollout: str = ""

@@ -136,9 +136,12 @@ def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
     items = [codec.unpack(item) for item in call.input]
     if not all(isinstance(item, dict) for item in items):
         raise Undecodable("an input item is not a map")
+    known = as_items(items[: call.known_items])
     return BackendRequest(
         model=config.served_name or config.name,
-        items=as_items(items),
+        items=known + as_items(items[call.known_items :]),
+        known_ids=call.known_ids,
+        known_items=len(known),
         tools=codec.unpack(call.tools) if call.tools else (),
         options=codec.unpack(call.options) if call.options else {},
         rollout=call.sticky or call.rollout,

@@ -32,6 +32,7 @@ from workers.model_gateway.fields import chat_fields
 from workers.model_gateway.http import new_session, read_bounded
 from workers.model_gateway.masking import masked
 from workers.model_gateway.versions import VersionReader
+from workers.model_gateway.vllm_tokens import Continued, TokenPath
 
 #: What vLLM samples with when nobody says otherwise.
 _SAMPLING: Final = {
@@ -84,18 +85,25 @@ class VllmBackend:
         self._session: aiohttp.ClientSession | None = None
         self._decoder = msgspec.json.Decoder(_Answer)
         self._versions = VersionReader(self._weight_info)
+        self._tokens = TokenPath(self._post_root)
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once (backend.Backend)."""
         try:
-            body = msgspec.json.encode(chat_body(request))
+            body = chat_body(request)
+            packed = msgspec.json.encode(body)
         except UNSENDABLE as e:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
         async with self._typed_errors(request.timeout_s), asyncio.timeout(request.timeout_s):
             before = await self._versions.known()
-            answer = self._read(await self._post(f"{self._base}/chat/completions", body))
-            versions = await self._versions.span(before)
+            continued = await self._tokens.generate(request, body)
+            if continued is None:
+                answer = self._read(await self._post(f"{self._base}/chat/completions", packed))
+            else:
+                answer = self._read_continued(continued)
+            told = continued.versions if continued is not None else None
+            versions = told or await self._versions.span(before)
         seconds = time.monotonic() - started
         return self._result(answer, request, versions, seconds)
 
@@ -146,6 +154,9 @@ class VllmBackend:
         async with self._open().post(url, data=body, headers=headers) as answer:
             return await self._checked(answer)
 
+    async def _post_root(self, path: str, body: Mapping[str, Any]) -> bytes:
+        return await self._post(self._root + path, msgspec.json.encode(body))
+
     async def _get(self, url: str) -> bytes:
         async with self._open().get(url, headers=self._authorization()) as answer:
             return await self._checked(answer)
@@ -176,6 +187,18 @@ class VllmBackend:
             raise unusable("it has no choices")
         if answer.choices[0].finish_reason == "abort":  # the engine's doing, not the model's
             raise Retryable("the engine aborted the request", healthy=True)
+        return answer
+
+    def _read_continued(self, continued: Continued) -> _Answer:
+        """The chat answer that the server made of its tokens, with these tokens."""
+        if continued.finish_reason == "abort":
+            raise Retryable("the engine aborted the request", healthy=True)
+        answer = self._read(continued.chat)
+        choice = answer.choices[0]
+        choice.token_ids = continued.token_ids
+        if continued.logprobs is not None:
+            choice.logprobs = _Logprobs([_Logprob(value) for value in continued.logprobs])
+        answer.prompt_token_ids = continued.prompt_ids
         return answer
 
     def _result(

@@ -1,0 +1,137 @@
+"""Tokens in, tokens out: a conversation goes on from what was sampled, on a server that retells."""
+
+import asyncio
+import json
+from array import array
+from typing import Any
+
+import pytest
+
+from broker.messages import VersionSpan
+from tests.support import provider
+from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.vllm_backend import VllmBackend
+from workers.model_gateway.vllm_tokens import continuation
+
+EOS, NEWLINE = 2, 10
+#: What was sampled; the server's template tokenises the same words as 50, 51.
+KNOWN = [1, 5, 6, 7, EOS]
+CLOSED = [1, 50, 51, EOS, NEWLINE]
+NEW = [60, 61]
+
+
+def test_known_tokens_are_kept_and_only_what_is_new_is_rendered() -> None:
+    assert continuation(KNOWN, CLOSED, [*CLOSED, *NEW]) == [*KNOWN, NEWLINE, *NEW]
+
+
+def test_an_answer_that_was_cut_is_closed_as_the_template_closes_it() -> None:
+    cut = [1, 5, 51]
+    assert continuation(cut, CLOSED, [*CLOSED, *NEW]) == [1, 5, 51, EOS, NEWLINE, *NEW]
+
+
+@pytest.mark.parametrize(
+    ("closed", "whole"),
+    [
+        ([1, 50, EOS], [1, 51, EOS, 60]),  # the template changes the history
+        ([1, 50, 52, 53, 54, 55], [1, 50, 52, 53, 54, 55, 60]),  # no end in sight
+        ([], [60]),
+    ],
+)
+def test_where_the_history_itself_changes_a_branch_begins(
+    closed: list[int], whole: list[int]
+) -> None:
+    assert continuation(KNOWN, closed, whole) is None
+
+
+class Server:
+    """A vLLM whose template may retell the history in other tokens."""
+
+    def __init__(self, closed: list[int]) -> None:
+        self.closed = closed
+        self.derendered: list[Any] = []
+        self.asked: list[str] = []
+        self.there = True
+
+    async def __call__(self, seen: provider.Seen, writer: asyncio.StreamWriter) -> None:
+        self.asked.append(seen.path)
+        await self._answer(seen)(seen, writer)
+
+    def _answer(self, seen: provider.Seen) -> provider.Behaviour:
+        body = seen.json
+        if seen.path != "/v1/chat/completions" and not self.there:
+            return provider.error(403, "start it with --enable-scale-out")
+        match seen.path:
+            case "/v1/chat/completions/render":
+                more = NEW if body.get("add_generation_prompt", True) else []
+                sampling = {"temperature": body["temperature"], "max_tokens": 100}
+                return provider.answers(
+                    {"token_ids": self.closed + more, "sampling_params": sampling}
+                )
+            case "/inference/v1/generate":
+                self.generated = body
+                logprobs = {"content": [{"token_id": 9, "logprob": -0.5, "rank": 1}]}
+                weights = [{"version": "3", "start": 0, "end": 1}]
+                choice = {"index": 0, "token_ids": [9], "logprobs": logprobs}
+                choice |= {"finish_reason": "stop", "weight_versions": weights}
+                return provider.answers({"request_id": "g", "choices": [choice]})
+            case "/v1/chat/completions/derender":
+                self.derendered.append(body)
+        return provider.answers(provider.chat({"role": "assistant", "content": "from tokens"}))
+
+
+async def ask(server: Server, known: list[int] = KNOWN) -> Any:
+    async with provider.running(server) as fake:
+        backend = VllmBackend(ModelConfig(name="m", base_urls=(fake.url,), api="vllm"), fake.url)
+        fake.other["/weight_info"] = provider.answers({"weight_version": "default"})
+        request = BackendRequest(
+            model="m",
+            items=[
+                {"role": "user", "content": "a"},
+                {"type": "message", "role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+            ],
+            known_ids=array("i", known).tobytes(),
+            known_items=2,
+            rollout="r/0/0",
+            path="1",
+        )
+        try:
+            return await backend.generate(request)
+        finally:
+            await backend.close()
+
+
+async def test_where_the_server_would_tokenise_anew_it_gets_our_tokens() -> None:
+    server = Server(CLOSED)
+    result = await ask(server)
+    assert server.asked[-2:] == ["/inference/v1/generate", "/v1/chat/completions/derender"]
+    prompt = [*KNOWN, NEWLINE, *NEW]
+    assert server.generated["token_ids"] == prompt
+    assert server.generated["sampling_params"]["max_tokens"] == 99, "our prompt is one longer"
+    assert result.tokens is not None
+    assert array("i", result.tokens.prompt_ids).tolist() == prompt
+    assert array("i", result.tokens.generated_ids).tolist() == [9]
+    assert result.versions == VersionSpan(min=3, max=3)
+    (derendered,) = server.derendered
+    assert derendered["generate_response"]["choices"][0]["token_ids"] == [9]
+    assert json.dumps(derendered["chat_request"]["messages"]).count("role") == 3
+
+
+async def test_where_the_template_extends_them_anyway_chat_does_it() -> None:
+    server = Server([*KNOWN, NEWLINE])
+    await ask(server)
+    assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]
+
+
+async def test_a_changed_history_goes_the_chat_way() -> None:
+    server = Server([1, 50, 51, 52, 53, 54, 55])
+    assert (await ask(server)).tokens is None
+    assert server.asked[-1] == "/v1/chat/completions"
+
+
+async def test_a_server_without_token_endpoints_is_asked_by_chat() -> None:
+    server = Server(CLOSED)
+    server.there = False
+    await ask(server)
+    assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]
