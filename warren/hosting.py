@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.errors import BrokerError
+from broker.metrics import EndpointFigures, Metrics
 from broker.names import new_worker_id
 from broker.serve import Source
 from broker.topology import LANES, Lane, ladder_queues, session_queue
@@ -22,6 +23,7 @@ from workers.spec import EnvironmentSpec
 if TYPE_CHECKING:
     from workers.agent.worker import AgentWorker
     from workers.isolation import Isolation
+    from workers.model_gateway.gateway import ModelGateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,8 @@ class Plan:
     verifier_prefetch: int = 64
     renew_after_s: float = 600.0
     lanes: Sequence[Lane] = LANES
+    metrics: Metrics | None = None
+    """Where a gateway shows how its endpoints stand."""
     unhealthy: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by a worker that a new process should take the place of."""
 
@@ -137,7 +141,20 @@ async def open_model(at: Connections, plan: Plan) -> AsyncGenerator[list[Source]
         prefetch=plan.model_prefetch,
         shared=at.shared,
     ) as gateway:
+        if plan.metrics is not None:
+            plan.metrics.watch_endpoints(lambda: _figures(gateway))
         yield gateway.sources()
+
+
+def _figures(gateway: "ModelGateway") -> list[EndpointFigures]:
+    return [
+        EndpointFigures(
+            *(model, status.url, status.up, status.limit, status.in_flight),
+            *(status.waiting, status.requests),
+        )
+        for model, endpoints in gateway.endpoints().items()
+        for status in endpoints
+    ]
 
 
 OPENERS = {

@@ -45,7 +45,7 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
                 if options.kind == "sink":
                     await _sink(options, at, metrics, stop, consuming)
                     return EXIT_OK
-                return await _work(options, settings, at, stop, consuming)
+                return await _work(options, settings, at, stop, consuming, metrics)
 
 
 def _metered(at: Connections, metrics: Metrics) -> Connections:
@@ -60,6 +60,7 @@ async def _work(
     at: Connections,
     stop: asyncio.Event,
     consuming: asyncio.Event,
+    metrics: Metrics,
 ) -> int:
     """The exit code: not 0 where a supervisor must start another in our place."""
     environments = _environments(options)
@@ -71,6 +72,7 @@ async def _work(
         model_prefetch=options.prefetch,
         verifier_prefetch=options.prefetch,
         renew_after_s=settings.renew_after_s,
+        metrics=metrics,
     )
     references = {name: each.reference for name, each in environments.items()}
     risky = [n for n, each in environments.items() if each.sandboxed]
