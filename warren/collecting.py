@@ -8,13 +8,10 @@ leaves everything that is finished safe, and the same command goes on.
 
 import asyncio
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from broker import codec
 from broker.errors import UsageError
 from broker.messages import Task
 from broker.serve import serve
@@ -26,44 +23,26 @@ from broker.topology import (
     run_results_queue,
     tool_queue,
 )
-from producers import bitmap
-from producers.checks import CheckReport, check, good_lines
-from producers.datasets import BadDataset, is_stream, spool
+from producers.checks import good_lines
 from producers.healing import heal
 from producers.publisher import Instance, Publisher, queues_for, remaining
-from producers.run_record import OpenedRun, RunConflict, RunSpec, open_run
-from sinks.base import Output
 from sinks.roles import collect_into
-from sinks.totals import RowSummary
+from warren.accounts import Accounts
 from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
 from warren.models import model_of, served
-from warren.options import CollectOptions, RunOptions
-from warren.outputs import forget_failed, open_output, output_paths, written_before
-from warren.progress import Progress, showing
+from warren.options import CollectOptions
+from warren.preparing import Collection, prepared
+from warren.progress import showing
 from warren.sandbox import sandboxed
 from warren.settings import Settings
-from warren.summary import Accumulator, RunSummary
+from warren.summary import RunSummary
 from warren.suspects import hosted
 from workers.model_gateway.config import ModelConfig
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collection:
-    """A run that is ready to go: its input is checked, its record and output are ours."""
-
-    environment: Environment
-    model: str
-    options: CollectOptions
-    report: CheckReport
-    run: OpenedRun
-    output: Output
-    attempt: int
-    """Of the tasks to be published: above 1 where failed ones are run again."""
 
 
 async def collect(
@@ -74,8 +53,8 @@ async def collect(
     _check_priced(options, models)
     await check_reachable(settings, models.values())
     with ExitStack() as stack:
-        collection = await asyncio.to_thread(_prepare, options, environment, stack)
-        accounts = _Accounts(collection)
+        collection = await asyncio.to_thread(prepared, options, environment, stack)
+        accounts = Accounts(collection)
         await asyncio.to_thread(accounts.read)
         journal_file = options.output.with_name(f"{options.output.name}.journal.sqlite")
         try:
@@ -110,150 +89,11 @@ def _check_priced(options: CollectOptions, models: Mapping[str, ModelConfig]) ->
             )
 
 
-def _prepare(options: CollectOptions, environment: Environment, stack: ExitStack) -> Collection:
-    report = checked_input(options, options.output)
-    model = model_of(options.model, environment.name)
-    run = stack.enter_context(_open_run(options, environment, model, report))
-    record = run.record
-    attempt = forget_failed(options) if options.retry_failed else 1
-    output = open_output(options, record.run, record.generation)
-    stack.callback(output.close)
-    return Collection(
-        environment=environment,
-        model=model,
-        options=options,
-        report=report,
-        run=run,
-        output=output,
-        attempt=attempt,
-    )
-
-
-def checked_input(options: RunOptions, output: Path) -> CheckReport:
-    """Check the dataset in one pass. Raises UsageError with `file:line: reason`."""
-    try:
-        path = _spooled(options.tasks, output) if is_stream(options.tasks) else Path(options.tasks)
-        report = check(path, limit=options.limit, repeats=options.repeats)
-    except BadDataset as e:
-        raise UsageError(str(e)) from e
-    if report.bad_rows and not options.skip_bad:
-        raise UsageError(f"{report.describe()}\nrepair them, or leave them out with --skip-bad")
-    if not report.tasks:
-        raise UsageError(f"{options.tasks}: no tasks")
-    return report
-
-
-def _spooled(source: str, output: Path) -> Path:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise _unwritable(output, e) from e
-    return spool(source, output)
-
-
-def _prompting(options: CollectOptions) -> str:
-    """Identifies what the run puts in the place of the environment's prompt and examples."""
-    if options.system_prompt is None and options.examples is None:
-        return ""
-    return codec.digest(codec.pack([options.system_prompt, options.examples])).hex()
-
-
-def _open_run(
-    options: CollectOptions, environment: Environment, model: str, report: CheckReport
-) -> OpenedRun:
-    spec = RunSpec(
-        dataset=options.tasks,
-        dataset_sha256=report.sha256,
-        environment=environment.name,
-        model=model,
-        repeats=options.repeats,
-        limit=options.limit,
-        sampling=options.sampling,
-        prompting=_prompting(options),
-    )
-    try:
-        return open_run(
-            options.output,
-            spec,
-            run=options.run_id,
-            overwrite=options.overwrite,
-            outputs=output_paths(options),
-        )
-    except RunConflict as e:
-        raise UsageError(str(e)) from e
-    except OSError as e:
-        raise _unwritable(options.output, e) from e
-
-
-def _unwritable(output: Path, error: OSError) -> UsageError:
-    where = error.filename or output
-    return UsageError(f"{output} cannot be written: {where}: {error.strerror}; choose another -o")
-
-
-class _Accounts:
-    """Which of the expected rows are durable, and what they came to."""
-
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-        self._started = time.monotonic()
-        self._report = collection.report
-        self._repeats = collection.run.record.repeats
-        self._summary = Accumulator(collection.environment.name)
-        self.expected = self._report.tasks * self._repeats
-        self.resumed = 0
-        self.finished = asyncio.Event()
-        self._missing = self.expected
-        self.progress = Progress(total=self.expected)
-        self.tell_publisher: Callable[[int, int], None] = lambda index, repeat: None
-
-    def read(self) -> None:
-        """Count what earlier calls wrote."""
-        for row in written_before(self._collection.options):
-            self._summary.add(row)
-        present = self._collection.output.ids
-        self.resumed = sum(1 for index, repeat in present if self._expects(index, repeat))
-        self._missing = self.expected - self.resumed
-        self.progress = Progress(total=self.expected, resumed=self.resumed)
-        self._check()
-
-    @property
-    def safe(self) -> int:
-        """How many of the expected rows are durable."""
-        return self.expected - self._missing
-
-    def committed(self, rows: Sequence[RowSummary]) -> None:
-        """New rows became durable."""
-        for row in rows:
-            self._summary.add(row)
-            self.progress.row(failed=row.failed, reward=row.reward)
-            self._missing -= self._expects(row.task_index, row.repeat)
-            self.tell_publisher(row.task_index, row.repeat)
-        self._check()
-
-    def _check(self) -> None:
-        if not self._missing:
-            self.finished.set()
-
-    def _expects(self, index: int, repeat: int) -> bool:
-        in_input = index < self._report.end and not bitmap.has(self._report.bad, index)
-        return in_input and repeat < self._repeats
-
-    def summary(self) -> RunSummary:
-        return RunSummary(
-            run_id=self._collection.run.record.run,
-            environments=[self._summary.summary()],
-            wall_s=time.monotonic() - self._started,
-            outputs=[str(path) for path in output_paths(self._collection.options) if path.exists()],
-            resumed=self.resumed,
-            bad_lines=self._report.bad_rows,
-        )
-
-
 async def _collect(
     at: Connections,
     collection: Collection,
     settings: Settings,
-    accounts: _Accounts,
+    accounts: Accounts,
     models: Mapping[str, ModelConfig],
 ) -> None:
     options, record = collection.options, collection.run.record
@@ -294,7 +134,7 @@ async def _collect(
 async def _heal(
     at: Connections,
     collection: Collection,
-    accounts: _Accounts,
+    accounts: Accounts,
     publisher: Publisher,
     embedded: bool,
 ) -> None:
@@ -309,7 +149,7 @@ async def _heal(
         )
 
 
-def _publisher(at: Connections, collection: Collection, accounts: _Accounts) -> Publisher:
+def _publisher(at: Connections, collection: Collection, accounts: Accounts) -> Publisher:
     options, record = collection.options, collection.run.record
     template = Task(
         run=record.run,
@@ -383,7 +223,7 @@ async def _work(
         await serve(at.broker, sources, stop=stop)
 
 
-def _say_how_to_go_on(collection: Collection, accounts: _Accounts) -> None:
+def _say_how_to_go_on(collection: Collection, accounts: Accounts) -> None:
     """Interrupted: what is safe, where, and what to type. Said to the quiet too."""
     options, run = collection.options, collection.run.record.run
     lines = [

@@ -23,12 +23,13 @@ from producers import bitmap
 from producers.checks import CheckReport, good_lines
 from producers.healing import heal
 from producers.publisher import Publisher, remaining
-from warren.collecting import checked_input, run_queues
+from warren.collecting import run_queues
 from warren.commands.collect import exit_code, show
 from warren.connections import Connections, connect
 from warren.loading import load_environment
 from warren.models import model_of
 from warren.options import EXIT_OK, EnqueueOptions
+from warren.preparing import checked_input
 from warren.progress import Progress, showing
 from warren.settings import Settings
 from warren.summary import EnvironmentSummary, RunSummary
