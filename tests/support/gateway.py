@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ class Caller:
         deadline_s: float = 20.0,
         lane: Lane = "normal",
         run: str = "run",
+        known: tuple[Sequence[int], int] = ((), 0),
     ) -> ModelResult:
         """Make one model call through the broker; its result."""
         epoch = await self._epoch(rollout)
@@ -106,6 +108,8 @@ class Caller:
             tools=codec.pack(list(tools)) if tools else b"",
             options=codec.pack(options) if options else b"",
             sticky=rollout,
+            known_ids=array("i", known[0]).tobytes(),
+            known_items=known[1],
         )
         future: asyncio.Future[ModelResult] = asyncio.get_running_loop().create_future()
         self._waiting[rollout, path] = future

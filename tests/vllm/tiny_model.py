@@ -59,7 +59,7 @@ def main(folder: str, seed: int | None) -> None:
             num_attention_heads=2,
             num_key_value_heads=1,
             max_position_embeddings=4096,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,  # vLLM 0.32 keeps a tied head's old weights at a reload
             bos_token_id=None,
             **ends,
         )
