@@ -32,11 +32,12 @@ check: $(STAMPS)/check
 
 # PYTEST="-k journal -x" narrows it down. Three processes, since most tests wait for others.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/faults $(PYTEST)
 
-# The full matrix of faults and of the gateway's storms: half an hour.
+# Real processes killed at every step, servers too, and the gateway's storms: half an hour.
 test-faults: $(STAMPS)/test
-	WARREN_EXAMPLES=3000 $(BIN)/python -m pytest -m faults --timeout 600 $(PYTEST)
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --timeout 600 $(PYTEST)
+	$(BIN)/python -m pytest -m faults --ignore tests/faults --timeout 600 $(PYTEST)
 
 # A venv of its own, since vLLM pins half of the world; x86_64. PYTEST="-k tool" narrows it down.
 test-vllm: $(STAMPS)/test .venv-vllm/.stamp

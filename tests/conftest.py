@@ -16,25 +16,6 @@ hypothesis.settings.register_profile("warren", deadline=None)
 hypothesis.settings.load_profile("warren")
 
 
-#: What one xdist process runs, so that each server and each cluster is started once.
-GROUPS = {
-    "tests/faults": "faults",
-    "tests/system": "servers",
-    "tests/contract": "servers",
-    "tests/test_rabbitmq.py": "servers",
-    "tests/test_journal_faults.py": "servers",
-}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file, and all that share servers, in one process."""
-    for item in items:
-        file = item.path.relative_to(config.rootpath).as_posix()
-        group = next((name for start, name in GROUPS.items() if file.startswith(start)), file)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 class Given:
     """A server that the user named: tests use it and never stop it."""
 
