@@ -13,6 +13,7 @@ env = Environment(
     "math",
     system_prompt="Think step by step. Put the final answer, and nothing else, in \\boxed{}.",
     tasks="tasks/math.jsonl",
+    requires={"math_verify": "warren[math]"},
 )
 
 PREFIX = re.compile(r"^(the )?(final )?answer( is)?\s*[:=]?\s*", re.IGNORECASE)

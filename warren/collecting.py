@@ -49,6 +49,8 @@ async def collect(
     options: CollectOptions, settings: Settings, environment: Environment
 ) -> RunSummary:
     """Collect one run to its end. Raises UsageError, Unreachable, OutputRefused."""
+    if options.workers == "own" and (missing := environment.missing()) is not None:
+        raise UsageError(f"environment {environment.name} {missing}")
     models = _models(options, settings, environment)
     _check_priced(options, models)
     await check_reachable(settings, models.values())

@@ -17,6 +17,7 @@ Decorators give the function back unchanged, so it can be called and tested as i
 is an `InvalidEnvironment` when the file is loaded. Functions that are not `async` run in threads.
 """
 
+import importlib.util
 import inspect
 import math
 import re
@@ -78,6 +79,7 @@ class Environment:
         judge_model: str | None = None,
         tasks: str | Path | None = None,
         sandboxed: bool = False,
+        requires: Mapping[str, str] | None = None,
     ) -> None:
         """Begin an environment.
 
@@ -90,12 +92,15 @@ class Environment:
             tasks: a JSONL file of example tasks, relative to the environment's file.
             sandboxed: it runs model-written code (`run_code`, `run_tests`, `python`, `shell`);
                 workers that can't have a sandbox then refuse to start, and say why.
+            requires: modules that must be installed besides Warren, and what to install for each:
+                `{"math_verify": "warren[math]"}`.
         """
         self.name = checked_name(name)
         self.reference = ""
         """What it was loaded by; set by `load_environment`."""
         self.source, self.about = _calling_file()
         self.sandboxed = sandboxed
+        self._requires = dict(requires or {})
         self.tasks = _beside(self.source, tasks)
         self._system_prompt = system_prompt
         self._examples = checked_examples(name, examples)
@@ -279,6 +284,14 @@ class Environment:
             return function
 
         return add if function is None else add(function)
+
+    def missing(self) -> str | None:
+        """What must be installed before it can be used, and how; None when all is there."""
+        lacks = [m for m in self._requires if importlib.util.find_spec(m) is None]
+        if not lacks:
+            return None
+        how = " ".join(f"'{self._requires[module]}'" for module in lacks)
+        return f"needs {', '.join(lacks)}: pip install {how}"
 
     def spec(self) -> EnvironmentSpec:
         """What the workers need. Raises InvalidEnvironment where the parts don't fit together."""

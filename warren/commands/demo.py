@@ -25,8 +25,9 @@ async def run(options: DemoOptions, settings: Settings) -> int:
     no_sandbox = await unavailable()
     for name in list_environments():
         environment = load_environment(name)
-        if environment.sandboxed and no_sandbox:
-            skipped.append(f"{name}: skipped, {no_sandbox}")
+        why = environment.missing() or (environment.sandboxed and no_sandbox)
+        if why:
+            skipped.append(f"{name}: skipped, {why}")
         elif (one := _options(environment, options)) is not None:
             _say(options, f"{name}: {Path(one.tasks).name}")
             summary = await collect(one, embedded, environment)

@@ -125,4 +125,7 @@ async def _sink(
 def _environments(options: WorkerOptions) -> Mapping[str, Environment]:
     """The named ones, or all built-in ones; by their own names."""
     loaded = [load_environment(typed) for typed in options.environments or list_environments()]
+    for environment in loaded if options.environments else ():
+        if (missing := environment.missing()) is not None:
+            raise UsageError(f"environment {environment.name} {missing}")
     return {environment.name: environment for environment in loaded}
