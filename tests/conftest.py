@@ -12,7 +12,10 @@ from broker.rabbitmq import RabbitBroker
 from tests.support import services
 
 # How long an example takes is the machine's business; speed lives in `make bench`.
-hypothesis.settings.register_profile("warren", deadline=None)
+# The same examples in every run, so that what lands is what was tested; WARREN_EXAMPLES explores.
+hypothesis.settings.register_profile(
+    "warren", deadline=None, derandomize="WARREN_EXAMPLES" not in os.environ
+)
 hypothesis.settings.load_profile("warren")
 
 
