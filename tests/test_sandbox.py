@@ -511,6 +511,23 @@ except OSError as error:
     assert text(await run_code(code, limits=limits)) in ("27\n24\n", "24\n")
 
 
+SOCKETS = """
+import os, socket, time
+held = [socket.socketpair() for _ in range(10)]
+a, b = socket.socketpair()
+for _ in range(10):
+    one, other = socket.socketpair()
+    socket.send_fds(a, [b'x'], [one.fileno(), other.fileno()])  # held by no process any more
+    one.close(); other.close()
+time.sleep(20)
+"""
+
+
+async def test_sockets_cannot_fill_the_kernel() -> None:
+    result = await run_code(SOCKETS, limits=Limits(wall_s=20, sockets=32))
+    assert result.killed_by == "sockets", result
+
+
 # --- nothing stays behind
 
 
@@ -644,6 +661,7 @@ print(open('/proc/1/environ').read() == '', ctypes.CDLL(None).unshare(0x10000000
 status = dict(line.split(':', 1) for line in open('/proc/1/status'))
 print(status['Seccomp'].strip(), int(status['CapBnd'], 16), status['NoNewPrivs'].strip())
 '''
+SOCKETS = {SOCKETS!r}
 GROW = 'import os, time; os.fork(); x = b"x" * (150 << 20); time.sleep(9)'
 async def main():
     result = await run_code(FORKS, limits=Limits(processes=8))
@@ -654,9 +672,11 @@ async def main():
     assert result.killed_by == 'memory', result
     result = await run_code('while True: pass', limits=Limits(wall_s=0.5))
     assert result.killed_by == 'timeout', result
+    result = await run_code(SOCKETS, limits=Limits(sockets=32))
+    assert result.killed_by == 'sockets', result
     print('held')
 asyncio.run(main())
-"""
+""".replace("{SOCKETS!r}", repr(SOCKETS))
     done = sandboxes.as_stranger(code)
     assert done.stdout.endswith("held\n"), done
 

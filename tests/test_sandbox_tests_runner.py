@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -259,10 +260,69 @@ async def test_programs_are_compared_by_what_they_print() -> None:
     assert report.passed == 0
 
 
-@pytest.mark.parametrize("tests", ["def test(:", "import nothing_like_this", "1 / 0", []])
-async def test_broken_tests_are_never_the_solutions_fault(tests: str) -> None:
-    with pytest.raises(BrokenTests):
+BROKEN: dict[str, tuple[str | list[Any], str]] = {
+    "no Python": ("def test(:", "SyntaxError"),
+    "a module that isn't there": ("import pytest\ndef test_x(): assert add(1, 2) == 3", "pytest"),
+    "an error of their own": ("1 / 0", "ZeroDivisionError"),
+    "none at all": ([], "no tests"),
+    "coroutines, which nobody would await": ("async def test_x(): assert add(1, 2) == 0", "async"),
+    "a check that nobody calls": ("def check(f): assert f(1, 2) == 0", "do they call it"),
+    "nothing that could fail": ("def test_x(): pass", "do they call it"),
+    "two of one name": (
+        "def test_x(): assert add(1, 2) == 0\ndef test_x(): add(1, 2)",
+        "two tests",
+    ),
+    "cases of both kinds": ([ProgramCase("", ""), CallCase("add", [1, 2], 0)], "all ProgramCase"),
+}
+
+
+@pytest.mark.parametrize(("tests", "said"), BROKEN.values(), ids=BROKEN)
+async def test_broken_tests_are_never_the_solutions_fault_nor_its_luck(
+    tests: str | list[Any], said: str
+) -> None:
+    with pytest.raises(BrokenTests, match=said):
         await run_tests(ADD, tests, LIMITS)
+
+
+async def test_methods_of_classes_are_tests_too() -> None:
+    tests = """
+import unittest
+
+class TestPlain:
+    def test_small(self):
+        assert add(1, 2) == 3
+
+class Unit(unittest.TestCase):
+    def setUp(self):
+        self.one = 1
+
+    def test_equal(self):
+        self.assertEqual(add(self.one, 2), 3)
+
+    def test_raises(self):
+        with self.assertRaises(TypeError):
+            add(1, None)
+"""
+    assert await judge(ADD, tests) == TestReport(3, 3, ())
+    report = await judge("def add(a, b): return 4", tests)
+    assert [f.name for f in report.failures] == [
+        "TestPlain.test_small", "Unit.test_equal", "Unit.test_raises",
+    ]  # fmt: skip
+
+
+async def test_an_exception_of_the_solutions_ends_no_loop_of_the_tests() -> None:
+    tests = "def test_all():\n    assert all(map(lambda n: add(n, 1) == n + 1, range(3)))"
+    assert (await judge("def add(a, b): raise StopIteration", tests)).passed == 0
+    assert (await judge(ADD, tests)).ok
+
+
+async def test_integers_have_no_limit() -> None:
+    big = 7**9000
+    assert await judge("def power(a, b): return a**b", [CallCase("power", [7, 9000], big)]) == (
+        TestReport(1, 1, ())
+    )
+    report = await judge("def power(a, b): return a**b + 1", [CallCase("power", [7, 9000], big)])
+    assert "too long to show" in report.failures[0].message
 
 
 async def test_a_module_level_use_of_a_broken_solution_is_its_fault() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-KilledBy = Literal["timeout", "cpu", "memory", "output", "processes", "files"]
+KilledBy = Literal["timeout", "cpu", "memory", "output", "processes", "files", "sockets"]
 """The limit that ended a program; None when it ended by itself."""
 
 _MIB: Final = 1024 * 1024
@@ -23,6 +23,9 @@ class Limits:
     processes: int = 32
     """Processes and threads alive at once; starting another one fails."""
     open_files: int = 256
+    """Of each process."""
+    sockets: int = 64
+    """Of all processes together: each can hold megabytes that only the kernel knows of."""
     file_bytes: int = 64 * _MIB
     """The largest single file."""
     disk_bytes: int = 64 * _MIB

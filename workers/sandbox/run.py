@@ -235,6 +235,8 @@ def _passed(first_pid: int, limits: Limits) -> KilledBy | None:
         return "processes"
     if usage.files > limits.files:
         return "files"
+    if usage.sockets > limits.sockets:
+        return "sockets"
     too_much = usage.memory_bytes > limits.memory_bytes
     if too_much and shared_once_bytes(first_pid, usage) > limits.memory_bytes:
         return "memory"

@@ -100,10 +100,12 @@ async def run_tests(
 ) -> TestReport:
     """Judge Python source by test source or by cases.
 
-    Test source holds functions named `test...`, or just assertions that count as one test; it uses
-    the solution's names directly or by `import solution`. Arguments and results are plain data
-    (lists changed in place come back changed); other objects of the solution's can be called, asked
-    for attributes and iterated. `limits` hold for the whole solution, or for each program case.
+    Test source holds functions named `test...`, classes with such methods (unittest's too), or
+    just assertions, which count as one test. It uses the solution's names directly or by `import
+    solution`; only the standard library is there. Arguments and results are plain data; other
+    objects of the solution's can be called, asked for attributes and iterated. Lists that it
+    changes in place come back changed, so tests should work out what they expect before they call.
+    `limits` hold for the whole solution, or for each program case.
     Raises BrokenTests, SandboxError.
     """
     if not isinstance(tests, str) and not tests:
@@ -111,6 +113,8 @@ async def run_tests(
     if isinstance(tests, str):
         return await _judged(solution, "tests.py", tests.encode(), limits, run)
     programs = [case for case in tests if isinstance(case, ProgramCase)]
+    if programs and len(programs) < len(tests):
+        raise BrokenTests("cases are either all CallCase or all ProgramCase")
     if programs:
         return await _run_programs(solution, programs, limits, run)
     calls = [case for case in tests if isinstance(case, CallCase)]

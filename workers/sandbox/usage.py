@@ -24,6 +24,8 @@ class Usage:
     """As the sandbox sees them, the first one included."""
     files: int
     """In the places where it may write."""
+    sockets: int
+    """Of its network namespace: also those on their way in a message, which no process holds."""
 
 
 def read_usage(first_pid: int) -> Usage | None:
@@ -39,7 +41,8 @@ def read_usage(first_pid: int) -> Usage | None:
     for pid in pids:
         cpu_s += _cpu_s(f"{proc}/{pid}/stat")
         memory += _resident_bytes(f"{proc}/{pid}/statm")
-    return Usage(cpu_s, memory, pids, sum(map(_files, _writable(first_pid))))
+    files = sum(map(_files, _writable(first_pid)))
+    return Usage(cpu_s, memory, pids, files, _sockets(f"/proc/{first_pid}/net/sockstat"))
 
 
 def shared_once_bytes(first_pid: int, usage: Usage) -> int:
@@ -69,6 +72,12 @@ def _files(path: str) -> int:
     except OSError:
         return 0
     return found.f_files - found.f_ffree
+
+
+def _sockets(path: str) -> int:
+    """Its first line is `sockets: used 3`."""
+    words = _read(path).partition("\n")[0].split()
+    return int(words[2]) if len(words) == 3 else 0
 
 
 def _cpu_s(path: str) -> float:

@@ -26,22 +26,45 @@ class SolutionError(Exception):
     """The solution ended, answered nonsense, or raised an exception of its own making."""
 
 
+class NoTests(Exception):
+    """The tests can't decide anything: our mistake, never the solution's."""
+
+
 class Link:
-    """Asks the solution; counts what was asked."""
+    """Asks the solution, and knows whether it had a part in what happened."""
 
     def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
-        self.asked = 0
+        self.used = False
+        """It was asked for more than its names."""
+        self.lacks = False
+        """It has no such name as the tests use, or died when it was loaded."""
         self._requests, self._answers = requests, answers
+
+    @property
+    def involved(self) -> bool:
+        """Whether a failure can be the solution's fault."""
+        return self.used or self.lacks
+
+    def look_up(self, name: str) -> Any:
+        """One of the solution's names; only a constant counts as use. Raises what `ask` does."""
+        before = self.used
+        try:
+            found = self.ask(_MODULE_REF, "get", name)
+        except Exception:
+            self.lacks = True
+            raise
+        self.used = before or not isinstance(found, StandIn)
+        return found
 
     def ask(self, of: int, op: str, *args: Any, **kwargs: Any) -> Any:
         """The solution's answer, or its exception. Lists that it changed are changed here too."""
-        self.asked += 1
+        self.used = True
         try:
             request = {"of": of, "op": op, "args": self._pack(list(args))}
             wire.send(self._requests, {**request, "kwargs": self._pack(kwargs)})
             answer = wire.receive(self._answers)
             if "raised" in answer:
-                raise _exception(answer)
+                raise _exception(answer, op)
             for mine, theirs in zip(args, self._unpack(answer.get("args", [])), strict=False):
                 _update(mine, theirs)
             return self._unpack(answer.get("value"))
@@ -94,10 +117,10 @@ def main(requests_fd: int, answers_fd: int) -> None:
         link = Link(requests, answers)
         try:
             names, load = _cases() if os.path.exists("cases.json") else _source()
-        except (SyntaxError, ValueError) as error:
-            return _say(report, broken=_text(error))
-        _say(report, tests=names)
-        _run(report, link, names, load)
+            _say(report, tests=names)
+            _run(report, link, names, load)
+        except (SyntaxError, ValueError, NoTests) as error:
+            _say(report, broken=_text(error))
 
 
 Tests = Callable[[Link], dict[str, Callable[[], object]]]
@@ -107,18 +130,20 @@ def _run(report: Any, link: Link, names: list[str], load: Tests) -> None:
     try:
         tests = load(link)
     except Exception as error:
-        if not link.asked:
-            return _say(report, broken=_text(error))
+        if not link.involved:
+            raise NoTests(_text(error)) from error
         tests = dict.fromkeys(names, _raiser(error))
     for name in names:
         try:
             tests[name]()
         except Exception as error:
-            if not link.asked:  # the solution had no part in it
-                return _say(report, broken=_text(error))
+            if not link.involved:
+                raise NoTests(_text(error)) from error
             _say(report, test=name, error=_text(error))
         else:
             _say(report, test=name, error=None)
+    if not link.involved:  # else whatever anybody writes would pass
+        raise NoTests("the tests passed without using the solution: do they call it?")
 
 
 def _cases() -> tuple[list[str], Tests]:
@@ -132,25 +157,62 @@ def _cases() -> tuple[list[str], Tests]:
 
 def _check(link: Link, name: str, function: str, args: Any, kwargs: Any, expected: Any) -> None:
     answer = link.ask(_MODULE_REF, "get", function)(*args, **kwargs)
-    assert answer == expected, f"{name} gave {answer!r:.200}, not {expected!r:.200}"
+    assert answer == expected, f"{name} gave {_shown(answer)}, not {_shown(expected)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.200}"
+    except ValueError:  # an integer of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
 
 
 def _source() -> tuple[list[str], Tests]:
     tree = ast.parse(Path("tests.py").read_text("utf-8"), "tests.py")
     code = compile(tree, "tests.py", "exec")
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    names = [node.name for node in functions if node.name.startswith("test")]
+    names = _test_names(tree)
 
     def load(link: Link) -> dict[str, Callable[[], object]]:
-        solution = _StandInModule(link)
-        sys.modules["solution"] = solution
+        sys.modules["solution"] = _StandInModule(link)
         space: dict[str, Any] = {"__name__": "tests"}
         if not names:
-            return {"tests": lambda: exec(code, _with_names(space, solution, tree))}
-        exec(code, _with_names(space, solution, tree))
-        return {name: space[name] for name in names}
+            return {"tests": lambda: exec(code, _with_names(space, link, tree))}
+        exec(code, _with_names(space, link, tree))
+        return {name: _found(space, name) for name in names}
 
     return names or ["tests"], load
+
+
+def _test_names(tree: ast.Module) -> list[str]:
+    """Functions `test...`, and the methods of that name in classes. Raises NoTests."""
+    names = []
+    for node in tree.body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        before = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for each in inside:
+            if isinstance(each, ast.AsyncFunctionDef) and each.name.startswith("test"):
+                raise NoTests(f"{before}{each.name} is `async def`; write `def`")
+            if isinstance(each, ast.FunctionDef) and each.name.startswith("test"):
+                names.append(before + each.name)
+    if len(set(names)) < len(names):  # Python keeps the last one only
+        raise NoTests(f"there are two tests {max(names, key=names.count)!r}")
+    return names
+
+
+def _found(space: dict[str, Any], name: str) -> Callable[[], object]:
+    """What runs one test; each method on an object of its own."""
+    kind, _, method = name.rpartition(".")
+    if not kind:
+        test: Callable[[], object] = space[name]
+        return test
+
+    def run() -> object:
+        made = space[kind]
+        if hasattr(made, "assertEqual"):  # unittest's; `debug` raises what goes wrong
+            return made(method).debug()
+        return getattr(made(), method)()
+
+    return run
 
 
 class _StandInModule(types.ModuleType):
@@ -163,15 +225,15 @@ class _StandInModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self.__dict__["_link"].ask(_MODULE_REF, "get", name)
+        return self.__dict__["_link"].look_up(name)
 
 
-def _with_names(space: dict[str, Any], solution: Any, tree: ast.Module) -> dict[str, Any]:
+def _with_names(space: dict[str, Any], link: Link, tree: ast.Module) -> dict[str, Any]:
     """Tests may use the solution's names without import. We look at what the tests lack, not at
     what the solution offers: it would offer its own `len` and `all`."""
     for name in sorted(_lacking(tree)):
         try:
-            space[name] = getattr(solution, name)
+            space[name] = link.look_up(name)
         except (AttributeError, SolutionError):
             continue  # the test that uses it fails
     return space
@@ -196,10 +258,13 @@ def _lacking(tree: ast.Module) -> set[str]:
     return {name for name in used - made if not name.startswith("__")}
 
 
-def _exception(answer: dict[str, Any]) -> Exception:
+def _exception(answer: dict[str, Any], op: str) -> Exception:
     """As the nearest built-in one, so that tests can expect a ValueError."""
     message = str(answer.get("message", ""))
     names = answer["raised"] if isinstance(answer["raised"], list) else []
+    if op != "next" and "StopIteration" in names:
+        # a test's `all(map(check, cases))` would take it for the end of its cases, and be true
+        return SolutionError("StopIteration, which only `next` may raise")
     for name in map(str, names[:20]):
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, Final
 
 #: Longer lines are refused, so that a reply can't exhaust the reader.
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
+#: Longer integers go as hexadecimals: Python refuses decimals of more than 4300 digits.
+_PLAIN_BITS: Final = 8192
 
 ToRef = Callable[[Any], int]
 FromRef = Callable[[int], Any]
@@ -23,6 +25,8 @@ def pack(value: Any, to_ref: ToRef) -> Any:
     """JSON for a value; what isn't plain data becomes a reference by `to_ref`."""
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int) and value.bit_length() > _PLAIN_BITS:
+        return {"int": hex(value)}
     if isinstance(value, (int, float, str)):
         base = next(kind for kind in (int, float, str) if isinstance(value, kind))
         return base(value)
@@ -54,6 +58,8 @@ def unpack(data: Any, from_ref: FromRef) -> Any:
             return {unpack(k, from_ref): unpack(v, from_ref) for k, v in content}
         if tag in _BYTES:
             return _BYTES[tag](content, "latin-1")
+        if tag == "int":
+            return int(content, 16)
         if tag == "complex":
             return complex(*content)
         if tag == "ref":
