@@ -1,6 +1,7 @@
 """Journals whose store dies, stalls, forgets, refuses; every wait is bounded."""
 
 import asyncio
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from tests.support.ports import free_port
 from tests.support.services import Container, RedisProcess
 
 Killable = RedisProcess | Container
+_TLS = Path(__file__).parent / "support" / "tls"
 
 
 @pytest.fixture
@@ -220,3 +222,39 @@ async def test_one_impossible_operation_does_not_fail_its_neighbours(tmp_path: P
     with pytest.raises(UnicodeEncodeError):
         await bad
     await journal.close()
+
+
+async def test_closing_ends_what_waits_for_a_redis_that_does_not_come_back(
+    journal: RedisJournal, killable_redis: Killable
+) -> None:
+    await asyncio.to_thread(killable_redis.kill)
+    waiting = [asyncio.create_task(journal.take(new_key(), "inbox")) for _ in range(3)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await journal.close()
+        await asyncio.wait(waiting)
+    assert all(isinstance(task.exception(), JournalUnavailable) for task in waiting)
+
+
+async def test_tls_password_and_database_come_from_the_url() -> None:
+    """A listener with our own certificate hears what a client says before its first command."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_TLS / "certificate.pem", _TLS / "key.pem")
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while words := await reader.read(1000):
+            heard.append(words)
+            writer.write(b"+OK\r\n" * words.count(b"*"))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "localhost", ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        base = f"rediss://me:p%40ss@localhost:{port}/3"
+        journal = await RedisJournal.connect(f"{base}?ssl_ca_certs={_TLS}/certificate.pem")
+        await journal.close()
+        said = b"".join(heard)
+        assert said.index(b"AUTH\r\n$2\r\nme\r\n$4\r\np@ss") < said.index(b"SELECT\r\n$1\r\n3")
+        with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+            await RedisJournal.connect(base)

@@ -1,26 +1,16 @@
 """The journal in Redis: for workers on many machines. One hash per rollout, one script per family.
 
-All operations of one turn of the event loop leave in one flush. While Redis is away (lost, loading,
-read-only, stalled) every operation is tried again for `patience_s`; each may be repeated safely
-when its reply was lost. Redis must not evict: `maxmemory-policy noeviction`.
+Every operation is one round trip (redis_client.py). Redis must not evict:
+`maxmemory-policy noeviction`.
 """
 
-import asyncio
-import hashlib
-import random
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any, Final
 
 import msgpack
-from redis import asyncio as redis
-from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from broker.errors import JournalUnavailable, Unreachable
 from broker.journal.base import (
     LEASE_S,
     Begun,
@@ -44,188 +34,15 @@ from broker.journal.base import (
     Upload,
 )
 from broker.journal.record import VERIFY
+from broker.journal.redis_client import PATIENCE_S, Client, Script
 from broker.journal.totals import add_totals, pack_info, pack_totals, unpack_info, unpack_totals
-from broker.masking import mask_url
 
 #: What has not changed for this long is forgotten.
 KEEP_S: Final = 7 * 86400.0
-#: An operation is tried again for this long before JournalUnavailable is raised.
-PATIENCE_S: Final = 60.0
-#: A connection that says nothing for this long is given up, and the operation tried again.
-_SILENCE_S: Final = 5.0
-#: Flushes under way; what comes meanwhile leaves together when one returns.
-_FLUSHES: Final = 4
 #: One script call marks or tombstones this many at most: Redis does nothing else meanwhile.
 _CHUNK: Final = 2000
 #: `is_cancelled` remembers an answer for this long.
 _CANCELLED_S: Final = 2.0
-
-_REFUSED: Final = (
-    exceptions.AuthenticationError,
-    exceptions.AuthenticationWrongNumberOfArgsError,
-    exceptions.AuthorizationError,
-    exceptions.NoPermissionError,
-)
-_AWAY: Final = (
-    exceptions.ConnectionError,
-    exceptions.TimeoutError,
-    exceptions.ReadOnlyError,
-    exceptions.OutOfMemoryError,
-    exceptions.MasterDownError,
-    exceptions.TryAgainError,
-    TimeoutError,
-)
-#: How further errors begin that pass; inside scripts redis-py knows none of them by class.
-_PASSING: Final = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "OOM", "READONLY", "TRYAGAIN")
-
-_CLOSED: Final = "the journal is closed"
-
-_Sent = tuple[tuple[Any, ...], asyncio.Future[Any]]
-
-
-class Script:
-    """A Lua script with the name that Redis knows it by."""
-
-    def __init__(self, file: str, package: str = "broker.journal") -> None:
-        self.text = (resources.files(package) / "lua" / file).read_bytes()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
-
-
-class Client:
-    """Commands to one Redis, flushed together, repeated until they are answered."""
-
-    def __init__(self, url: str, patience_s: float) -> None:
-        self.url = mask_url(url)
-        self._patience_s = patience_s
-        self._redis = redis.Redis.from_url(
-            url,
-            decode_responses=False,
-            protocol=2,
-            socket_timeout=_SILENCE_S,
-            socket_connect_timeout=_SILENCE_S,
-            retry=Retry(NoBackoff(), 0),  # `do` repeats, in one place
-        )
-        self._pending: list[_Sent] = []
-        self._flushes: set[asyncio.Task[None]] = set()
-        self._closed = False
-
-    @classmethod
-    async def connect(cls, url: str, patience_s: float) -> "Client":
-        """Raises Unreachable where nobody answers or we are refused."""
-        try:
-            client = cls(url, patience_s)
-        except ValueError as e:
-            raise Unreachable(f"not a Redis URL: {mask_url(url)} (redis://host:6379/0)") from e
-        try:
-            await client._once(("PING",))
-        except exceptions.RedisError as e:
-            await client.close()
-            raise client._unreachable(e) from e
-        except BaseException:
-            await client.close()
-            raise
-        return client
-
-    async def do(self, *command: Any) -> Any:
-        """The reply. Raises JournalUnavailable, or Unreachable where Redis refuses us."""
-        deadline = time.monotonic() + self._patience_s
-        delay_s = 0.05
-        while True:
-            try:
-                async with asyncio.timeout(max(0.05, deadline - time.monotonic())):
-                    return await self._once(command)
-            except (exceptions.RedisError, TimeoutError) as e:
-                if isinstance(e, _REFUSED):
-                    raise self._unreachable(e) from e
-                if not _passes(e):
-                    raise
-                if time.monotonic() + delay_s >= deadline:
-                    raise JournalUnavailable(f"Redis at {self.url}: {_said(e)}") from e
-            await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
-            delay_s = min(delay_s * 2, 2.0)
-
-    async def run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
-        """The script's reply; it is sent whole where Redis has forgotten it."""
-        try:
-            return await self.do("EVALSHA", script.sha, len(keys), *keys, *args)
-        except exceptions.NoScriptError:
-            return await self.do("EVAL", script.text, len(keys), *keys, *args)
-
-    async def _once(self, command: tuple[Any, ...]) -> Any:
-        if self._closed:
-            raise JournalUnavailable(_CLOSED)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        if not self._pending:
-            loop.call_soon(self._flush)
-        self._pending.append((command, future))
-        return await future
-
-    def _flush(self) -> None:
-        if not self._pending or len(self._flushes) >= _FLUSHES:
-            return
-        sent, self._pending = self._pending, []
-        task = asyncio.get_running_loop().create_task(self._send(sent))
-        self._flushes.add(task)
-        task.add_done_callback(self._flushed)
-
-    def _flushed(self, task: asyncio.Task[None]) -> None:
-        self._flushes.discard(task)
-        self._flush()
-
-    async def _send(self, sent: Sequence[_Sent]) -> None:
-        replies: Sequence[Any]
-        try:
-            pipeline = self._redis.pipeline(transaction=False)
-            for command, _ in sent:
-                pipeline.execute_command(*command)
-            replies = await pipeline.execute(raise_on_error=False)
-        except Exception as e:  # every waiter hears of it
-            replies = [e] * len(sent)
-        except BaseException:  # we were closed
-            _settle(sent, [JournalUnavailable(_CLOSED)] * len(sent))
-            raise
-        _settle(sent, replies)
-
-    def _unreachable(self, error: Exception) -> Unreachable:
-        hint = (
-            "check user and password in the URL"
-            if isinstance(error, _REFUSED)
-            else "is it running, and is this its address? (redis-cli -u URL ping)"
-        )
-        return Unreachable(f"cannot use Redis at {self.url}: {_said(error)}; {hint}")
-
-    async def close(self) -> None:
-        """Drop what was not answered yet and let go of the connections."""
-        if self._closed:
-            return
-        self._closed = True
-        for _, future in self._pending:
-            future.set_exception(JournalUnavailable(_CLOSED))
-        self._pending.clear()
-        for task in self._flushes:
-            task.cancel()
-        if self._flushes:
-            await asyncio.wait(self._flushes)
-        await self._redis.aclose()
-
-
-def _settle(sent: Sequence[_Sent], replies: Sequence[Any]) -> None:
-    for (_, future), reply in zip(sent, replies, strict=True):
-        if future.done():
-            continue
-        if isinstance(reply, Exception):
-            future.set_exception(reply)
-        else:
-            future.set_result(reply)
-
-
-def _passes(error: Exception) -> bool:
-    return isinstance(error, _AWAY) or str(error).startswith(_PASSING)
-
-
-def _said(error: Exception) -> str:
-    return mask_url(str(error)) or "no answer"
 
 
 def _record(rollout: str) -> str:

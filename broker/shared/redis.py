@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from broker.journal.redis import KEEP_S, PATIENCE_S, Client, Script
+from broker.journal.redis import KEEP_S
+from broker.journal.redis_client import PATIENCE_S, Client, Script
 from broker.shared.base import BURST_S, LEAD_S, Draw, PolicyState, PolicyUpdate, Spent
 
 _LEASE_MS: Final = int(3 * LEAD_S * 1000)
