@@ -10,7 +10,7 @@ import contextlib
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -94,8 +94,7 @@ class Link(asyncio.Protocol):
             self._timer = self._loop.call_later(left_s, self._look)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
