@@ -95,6 +95,8 @@ class Task(Packed, frozen=True, kw_only=True):
     """Replaces the environment's for this run; None keeps it."""
     examples: bytes | None = None
     """Packed few-shot items in the place of the environment's for this run; None keeps those."""
+    judge_model: str | None = None
+    """In the place of the environment's for this run; None keeps that."""
     attempt: int = 1
     """From 1; raised where a rollout whose failed row was committed is run again."""
 

@@ -57,7 +57,7 @@ class RunSpec:
     """At most this many tasks; None for all."""
     sampling: Sampling = field(default_factory=Sampling)
     prompting: str = ""
-    """Digest of the run's own system prompt and examples; empty where it has none."""
+    """Digest of the run's own system prompt, examples and judge; empty where it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

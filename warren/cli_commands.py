@@ -73,7 +73,7 @@ _ENDPOINT: Final = ("model", "base_url", "api_key_env", "api")
 _METRICS: Final = ("metrics_port", "metrics_host")
 _RUN: Final = (
     "environment",
-    *_ENDPOINT,
+    *(*_ENDPOINT, "judge_model", "judge_base_url"),
     *("run_id", "repeats", "limit", "temperature", "top_p", "max_output_tokens", "seed"),
     *("max_steps", "timeout", "call_timeout", "max_total_tokens", "system_prompt", "examples"),
     *("max_cost", "max_tokens"),
@@ -103,6 +103,7 @@ def _run_options(given: Given) -> dict[str, Any]:
             max_total_tokens=get("max_total_tokens"),
         ),
         "budget": Budget(max_tokens=get("max_tokens"), max_cost_usd=get("max_cost")),
+        "judge_model": get("judge_model"),
         "system_prompt": _system_prompt(get("system_prompt")),
         "examples": None if get("examples") is None else read_examples(get("examples")),
         **{name: get(name) for name in (*same, "quiet", "json")},
@@ -228,6 +229,7 @@ def _reverify(given: Given) -> ReverifyOptions:
         raise UsageError("-o is missing: name the file for the newly scored rows")
     return ReverifyOptions(
         rollouts=Path(given.words["rollouts"]),
+        judge_model=get("judge_model"),
         **{n: get(n) for n in ("environment", "output", "concurrency", "quiet", "json")},
     )
 
@@ -402,8 +404,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
             build=_reverify,
             words=(Word(name="rollouts", help="what collect or a sink wrote"),),
             keys=(
-                *("environment", "output", "concurrency", "quiet", "json"),
-                *("unsafe_no_sandbox", *_EVERYWHERE),
+                *("environment", "output", "judge_model", "judge_base_url"),
+                *("concurrency", "quiet", "json", "unsafe_no_sandbox", *_EVERYWHERE),
             ),
             example="warren reverify rollouts.jsonl --env calculator -o rescored.jsonl",
         ),

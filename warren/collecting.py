@@ -76,7 +76,8 @@ def _models(
     """The endpoints that this process will ask; none where other workers do."""
     if options.workers == "external":
         return {}
-    names = (model_of(options.model, environment.name), environment.spec().judge_model)
+    judge = options.judge_model or environment.spec().judge_model
+    names = (model_of(options.model, environment.name), judge)
     return served([name for name in names if name is not None], settings)
 
 
@@ -167,6 +168,7 @@ def _publisher(at: Connections, collection: Collection, accounts: Accounts) -> P
         audiences=("collect",),
         system_prompt=options.system_prompt,
         examples=options.examples,
+        judge_model=options.judge_model,
         attempt=collection.attempt,
     )
     return Publisher(

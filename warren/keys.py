@@ -176,6 +176,19 @@ PLACE: Final[tuple[Key, ...]] = (
         many=True,
     ),
     Key(
+        name="judge_model",
+        help="model that judges in this run, in the place of the environment's judge_model",
+        parse=text,
+        metavar="NAME",
+    ),
+    Key(
+        name="judge_base_url",
+        help="endpoint of --judge-model; repeat for more replicas",
+        parse=url("http", "https"),
+        metavar="URL",
+        many=True,
+    ),
+    Key(
         name="api_key_env",
         help="environment variable that holds --model's API key (default: OPENAI_API_KEY)",
         parse=text,

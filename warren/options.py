@@ -51,6 +51,8 @@ class RunOptions:
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
     budget: Budget = field(default_factory=Budget)
+    judge_model: str | None = None
+    """Judges in the place of the environment's judge_model."""
     system_prompt: str | None = None
     """Replaces the environment's; already read where a file was named."""
     examples: bytes | None = None
@@ -152,6 +154,8 @@ class ReverifyOptions:
     environment: str
     """As typed."""
     output: Path
+    judge_model: str | None = None
+    """In the place of the environment's."""
     concurrency: int = 64
     quiet: bool = False
     json: bool = False

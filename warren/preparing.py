@@ -76,10 +76,11 @@ def _spooled(source: str, output: Path) -> Path:
 
 
 def _prompting(options: CollectOptions) -> str:
-    """Identifies what the run puts in the place of the environment's prompt and examples."""
-    if options.system_prompt is None and options.examples is None:
-        return ""
-    return codec.digest(codec.pack([options.system_prompt, options.examples])).hex()
+    """Identifies what the run puts in the place of the environment's prompt, examples and judge."""
+    given = [options.system_prompt, options.examples, options.judge_model]
+    if given[-1] is None:  # as it was before runs could name a judge
+        del given[-1]
+    return codec.digest(codec.pack(given)).hex() if any(given) else ""
 
 
 def _open_run(

@@ -251,6 +251,10 @@ def _models(
     name = values.get("model")
     if name is not None and name != "scripted":
         models[name] = _with_flags(models.get(name, ModelSettings(name=name)), values)
+    judge = values.get("judge_model")
+    if judge is not None and judge != "scripted":
+        known = models.get(judge, ModelSettings(name=judge))
+        models[judge] = replace(known, base_urls=values.get("judge_base_url") or known.base_urls)
     return {name: _with_key(model, environ) for name, model in models.items()}
 
 

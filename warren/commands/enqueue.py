@@ -62,6 +62,7 @@ def _template(options: EnqueueOptions, environment: str, run_id: str, report: Ch
         [
             *(report.sha256, environment, model, options.sampling),
             *(options.system_prompt, options.examples),
+            *([options.judge_model] if options.judge_model else []),
         ]
     )
     return Task(
@@ -79,6 +80,7 @@ def _template(options: EnqueueOptions, environment: str, run_id: str, report: Ch
         lane="normal" if options.wait else "bulk",
         system_prompt=options.system_prompt,
         examples=options.examples,
+        judge_model=options.judge_model,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from itertools import chain
 
 from broker.errors import UsageError
@@ -32,9 +33,9 @@ async def run(options: ReverifyOptions, settings: Settings) -> int:
     if first is None:
         raise UsageError(f"{options.rollouts}: no rows")
     _of(spec.name, first)
-    models = served(
-        [spec.judge_model] if spec.judge_model not in {None, SCRIPTED} else [], settings
-    )
+    judge = options.judge_model or spec.judge_model
+    spec = replace(spec, judge_model=judge)
+    models = served([judge] if judge not in {None, SCRIPTED} else [], settings)
     output = _open(options, first)
     accounts = Accumulator(spec.name)
     try:

@@ -39,9 +39,10 @@ class Judge:
     """What reward functions get as `ctx`: see `VerifierContext`."""
 
     def __init__(self, owner: Owner, task: Task, model: str | None) -> None:
+        """`model` is the environment's judge; the task's, if its run named one, stands before."""
         self._owner = owner
         self._task = task
-        self._model = model
+        self._model = task.judge_model or model
         self._next = 0
         self._records: dict[str, CallRecord | None] = {}
         self._verdicts: dict[bytes, JudgeVerdict] = {}
@@ -116,7 +117,7 @@ class Judge:
     def _name(self, model: str | None) -> str:
         name = model or self._model
         if name is None:
-            raise JudgeFailed("the environment names no judge_model")
+            raise JudgeFailed("the environment names no judge_model, and no --judge-model is given")
         return f"scripted/{self._task.environment}" if name == "scripted" else name
 
     def _claim(self, count: int) -> list[str]:
