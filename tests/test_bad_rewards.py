@@ -3,6 +3,8 @@
 import asyncio
 import math
 import time
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -42,6 +44,8 @@ async def scored(function: Any, **options: Any) -> Scored:
         ("1.0", "returned str '1.0', not a number"),
         (None, "returned NoneType 'None', not a number"),
         ([1], "returned list '[1]', not a number"),
+        ({"r": 1}, "returned dict \"{'r': 1}\", not a number"),
+        (10**400, "returned a int that is no one number"),
     ],
 )
 async def test_what_is_no_reward_is_named(value: object, said: str) -> None:
@@ -58,6 +62,18 @@ async def test_what_is_no_reward_is_named(value: object, said: str) -> None:
 async def test_true_and_false_are_one_and_zero() -> None:
     assert (await scored(lambda rollout: True, name="yes")).value == 1.0
     assert (await scored(lambda rollout: False, name="no")).value == 0.0
+
+
+class Quarter:
+    """As numpy's scalars are, `numpy.bool_` too."""
+
+    def __float__(self) -> float:
+        return 0.25
+
+
+@pytest.mark.parametrize("number", [Quarter(), Fraction(1, 4), Decimal("0.25")])
+async def test_numbers_of_other_libraries_are_numbers(number: object) -> None:
+    assert (await scored(lambda rollout: number, name="n")).value == 0.25
 
 
 async def test_what_it_raises_is_told_with_its_line() -> None:

@@ -232,6 +232,42 @@ def _unserialisable_state(env: Environment) -> None:
         return threading.Event()
 
 
+def _state_of_any_kind(env: Environment) -> None:
+    @env.setup
+    def start() -> object:
+        return threading.Event()
+
+
+def _default_that_does_not_fit(env: Environment) -> None:
+    @env.tool
+    def look(depth: int = None) -> str:  # type: ignore[assignment]  # noqa: RUF013
+        return ""
+
+
+def _default_without_json(env: Environment) -> None:
+    @env.tool
+    def look(depth: Any = object()) -> str:  # noqa: B008
+        return ""
+
+
+def _bad_pattern(env: Environment) -> None:
+    @env.tool
+    def look(city: Annotated[str, Field(pattern="(")]) -> str:
+        return city
+
+
+def _many_rewards(env: Environment) -> None:
+    @env.reward
+    def correct(rollout: Rollout) -> dict[str, float]:
+        return {}
+
+
+def _swapped_arguments(env: Environment) -> None:
+    @env.reward
+    async def correct(ctx: VerifierContext, rollout: Rollout) -> float:
+        return 1.0
+
+
 def _untyped_state(env: Environment) -> None:
     @env.setup
     def start():  # type: ignore[no-untyped-def]
@@ -323,6 +359,12 @@ def _load(declare: Callable[[Environment], None], env: Environment) -> None:
         (_unknown_effect, "effect='twice' is unknown; use one of 'pure', 'idempotent', 'at_most"),
         (_unserialisable_argument, "look: its arguments have no JSON form: .*Event"),
         (_unserialisable_state, "start: its state .* can't be stored"),
+        (_state_of_any_kind, "start: says nothing about its state with `-> object`"),
+        (_default_that_does_not_fit, "the default None of `depth` does not fit its annotation"),
+        (_default_without_json, "look: its arguments have no JSON schema: Default value"),
+        (_bad_pattern, "look: its arguments have no JSON form: .*regex parse error"),
+        (_many_rewards, r"correct: a reward returns a float, not dict\[str, float\]"),
+        (_swapped_arguments, "correct: a reward takes `rollout`, `rollout` and `ctx`"),
         (_untyped_state, "start: say what state it returns"),
         (_no_function, "@env.reward takes a function, but got 0.5"),
         (_star_args, r"look: takes `\*cities: str`"),
@@ -352,6 +394,11 @@ def test_a_mistake_is_named_when_the_file_is_loaded(
         ({"reward_range": (1, 0)}, "is not .low, high. with low < high"),
         ({"reward_range": (0, float("nan"))}, "is not .low, high."),
         ({"examples": ["hello"]}, r"examples\[0\] is no Responses item"),
+        ({"examples": [{"role": "user", "content": object()}]}, r"examples\[0\] is no"),
+        ({"examples": "hello"}, "is not a list of Responses items"),
+        ({"system_prompt": ["hello"]}, r"system_prompt=\['hello'\] is not a text"),
+        ({"judge_model": 5}, "judge_model=5 is not a text"),
+        ({"requires": ["numpy"]}, "is not a dict from modules"),
     ],
 )
 def test_an_environment_checks_what_it_is_made_of(wrong: dict[str, Any], said: str) -> None:

@@ -64,6 +64,8 @@ def test_one_of_several_is_chosen_by_variable_or_name(folder: Path, name: str) -
         ("x = 1\n\ndef f(:\n", r"mine.py:3: SyntaxError: "),
         ("def f():\n    return 1 / 0\nf()", r"mine.py:2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(1)", r"mine.py:1: SystemExit: 1"),
+        ("class End(BaseException): ...\nraise End('x')", r"mine.py:2: End: x"),
+        ("x = 1\0", r"mine.py:0: SyntaxError: source code string cannot contain null"),
         ("x = 1", r"mine.py: has no Environment; write `env = Environment\('mine'\)`"),
         (
             "from warren import Environment\nenv = Environment('a b')",
@@ -83,6 +85,13 @@ def test_one_of_several_is_chosen_by_variable_or_name(folder: Path, name: str) -
 def test_a_file_that_fails_says_line_and_reason(folder: Path, text: str, said: str) -> None:
     with pytest.raises(InvalidEnvironment, match=said):
         load_environment(write(folder, text))
+
+
+@pytest.mark.parametrize("endless", ["while True: pass", "import time; time.sleep(3600)"])
+def test_an_import_that_never_ends_is_given_up_and_named(folder: Path, endless: str) -> None:
+    path = write(folder, f"x = 1\n{endless}")
+    with pytest.raises(InvalidEnvironment, match=r"mine.py:2: its import does not end within 0.2"):
+        load_environment(path, import_s=0.2)
 
 
 def test_an_unknown_name_is_told_with_the_nearest_and_all_known() -> None:

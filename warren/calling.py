@@ -1,6 +1,8 @@
 """Makes an environment's functions into what workers run: arguments in, awaited value out."""
 
 import inspect
+import types
+import typing
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -36,7 +38,7 @@ def tool_runner(function: Function, signature: Signature, threads: Threads) -> A
 
 def reward_runner(function: Function, threads: Threads) -> Any:
     names = list(parameters_of(function))
-    if len(names) not in {1, 2}:
+    if len(names) not in {1, 2} or names[0] in {"ctx", "session"} or names[1:] == ["rollout"]:
         raise InvalidEnvironment(
             f"{where(function)}: a reward takes `rollout`, `rollout` and `ctx`, "
             "or `rollout` and `session`"
@@ -47,7 +49,7 @@ def reward_runner(function: Function, threads: Threads) -> Any:
             f"{where(function)}: a reward that takes `{names[1]}` awaits it: make it `async def`"
         )
     returns = hints_of(function).get("return")
-    if isinstance(returns, type) and not issubclass(returns, int | float):
+    if not _may_be_number(returns):
         raise InvalidEnvironment(
             f"{where(function)}: a reward returns a float, not {type_name(returns)}"
         )
@@ -57,6 +59,14 @@ def reward_runner(function: Function, threads: Threads) -> Any:
         return await call(function, threads, **dict(zip(names, (rollout, second), strict=False)))
 
     return run
+
+
+def _may_be_number(hint: Any) -> bool:
+    """Whether an annotation leaves room for one: `dict[str, float]` does not."""
+    kind = typing.get_origin(hint) or hint
+    if not isinstance(kind, type) or kind is types.UnionType:
+        return True
+    return kind is object or hasattr(kind, "__float__")
 
 
 def session_opener(function: Function, takes_task: bool) -> Any:

@@ -4,9 +4,10 @@ Every text begins with file, line and function, and ends with what to write inst
 """
 
 import inspect
+import json
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from broker.errors import UsageError
@@ -94,14 +95,43 @@ def checked_range(name: str, range_: tuple[float, float]) -> tuple[float, float]
     return low, high
 
 
+def checked_text(name: str, key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidEnvironment(f"environment {name!r}: {key}={value!r:.80} is not a text")
+    return value
+
+
+def checked_requires(name: str, requires: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(requires, Mapping) or not all(
+        isinstance(text, str) for pair in requires.items() for text in pair
+    ):
+        raise InvalidEnvironment(
+            f"environment {name!r}: requires={requires!r:.80} is not a dict from modules to what "
+            'must be installed, like {"numpy": "numpy"}'
+        )
+    return dict(requires)
+
+
 def checked_examples(name: str, examples: Sequence[Item]) -> tuple[Item, ...]:
+    if not isinstance(examples, list | tuple):
+        raise InvalidEnvironment(
+            f"environment {name!r}: examples={examples!r:.80} is not a list of Responses items"
+        )
     for i, item in enumerate(examples):
-        if not isinstance(item, dict) or not ("role" in item or "type" in item):
+        if not (isinstance(item, dict) and ("role" in item or "type" in item) and _is_json(item)):
             raise InvalidEnvironment(
                 f"environment {name!r}: examples[{i}] is no Responses item, "
                 'for example {"role": "user", "content": "..."}'
             )
     return tuple(examples)
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def takes(function: Function, count: int, rule: str) -> None:

@@ -19,31 +19,25 @@ is an `InvalidEnvironment` when the file is loaded. Functions that are not `asyn
 
 import importlib.util
 import inspect
-import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, overload
+from typing import Any, TypeVar, overload
 
-from warren.calling import reward_runner, session_opener, setup_runner, tool_runner
 from warren.checks import (
     Function,
     InvalidEnvironment,
     checked_examples,
     checked_name,
     checked_range,
+    checked_requires,
+    checked_text,
     function_of,
-    hints_of,
-    one_of,
-    parameters_of,
-    positive,
     takes,
-    type_name,
     where,
 )
-from warren.signatures import read_signature
-from warren.state import state_codec
+from warren.declaring import reward_spec, session_spec, state_spec, tool_spec
+from warren.fitting import check_session, check_state
 from workers.spec import (
     AgentFunction,
     Effect,
@@ -61,9 +55,6 @@ Task = Mapping[str, Any]
 """A dataset's row, every key of it, as tools and setup get it by a parameter named `task`."""
 
 F = TypeVar("F", bound=Function)
-
-#: What model APIs accept as a function's name.
-_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Environment:
@@ -100,12 +91,12 @@ class Environment:
         """What it was loaded by; set by `load_environment`."""
         self.source, self.about = _calling_file()
         self.sandboxed = sandboxed
-        self._requires = dict(requires or {})
+        self._requires = checked_requires(name, requires or {})
         self.tasks = _beside(self.source, tasks)
-        self._system_prompt = system_prompt
+        self._system_prompt = checked_text(name, "system_prompt", system_prompt)
         self._examples = checked_examples(name, examples)
         self._reward_range = checked_range(name, reward_range)
-        self._judge_model = judge_model
+        self._judge_model = judge_model and checked_text(name, "judge_model", judge_model)
         self._threads = Threads()
         self._tools: dict[str, ToolSpec] = {}
         self._tool_functions: dict[str, Function] = {}
@@ -162,14 +153,16 @@ class Environment:
         """
 
         def add(function: F) -> F:
-            self._add_tool(
+            spec = tool_spec(
                 function_of(function, "tool"),
-                name or function.__name__,
+                self._threads,
+                name=function.__name__ if name is None else name,
                 effect=effect,
                 timeout_s=timeout_s,
                 max_output_bytes=max_output_bytes,
                 isolated=isolated,
             )
+            self._add_tool(function, spec)
             return function
 
         return add if function is None else add(function)
@@ -210,13 +203,15 @@ class Environment:
         """
 
         def add(function: F) -> F:
-            self._add_reward(
+            spec = reward_spec(
                 function_of(function, "reward"),
-                name or function.__name__,
+                self._threads,
+                name=function.__name__ if name is None else name,
                 weight=weight,
                 timeout_s=timeout_s,
                 isolated=isolated,
             )
+            self._add_reward(function, spec)
             return function
 
         return add if function is None else add(function)
@@ -252,7 +247,10 @@ class Environment:
         """
 
         def add(function: F) -> F:
-            self._add_setup(function_of(function, "setup"), timeout_s)
+            function_of(function, "setup")
+            self._once("setup", self._setup, function)
+            self._state = state_spec(function, self._threads, timeout_s=timeout_s)
+            self._setup = function
             return function
 
         return add if function is None else add(function)
@@ -279,8 +277,10 @@ class Environment:
         """
 
         def add(function: F) -> F:
-            checked = function_of(function, "session", yields=True)
-            self._add_session(checked, timeout_s, lease_s)
+            function_of(function, "session", yields=True)
+            self._once("session", self._session_function, function)
+            self._session = session_spec(function, timeout_s=timeout_s, lease_s=lease_s)
+            self._session_function = function
             return function
 
         return add if function is None else add(function)
@@ -295,8 +295,9 @@ class Environment:
 
     def spec(self) -> EnvironmentSpec:
         """What the workers need. Raises InvalidEnvironment where the parts don't fit together."""
-        self._check_state_users()
-        self._check_session_users()
+        check_state(self._setup, self._tool_functions)
+        check_session(self._session_function, self._tool_functions, self._tools)
+        check_session(self._session_function, self._reward_functions, self._rewards)
         return EnvironmentSpec(
             name=self.name,
             system_prompt=self._system_prompt,
@@ -314,144 +315,29 @@ class Environment:
             threads=self._threads,
         )
 
-    def _add_tool(
-        self,
-        function: Function,
-        name: str,
-        *,
-        effect: Effect,
-        timeout_s: float,
-        max_output_bytes: int,
-        isolated: bool,
-    ) -> None:
-        if _TOOL_NAME.fullmatch(name) is None:
+    def _add_tool(self, function: Function, spec: ToolSpec) -> None:
+        if spec.name in self._tools:
             raise InvalidEnvironment(
-                f"{where(function)}: {name!r} can't name a tool; use 1 to 64 letters, digits, _ -"
+                f"{where(function)}: there is a tool {spec.name!r} already, "
+                f"at {where(self._tool_functions[spec.name])}"
             )
-        if name in self._tools:
-            raise InvalidEnvironment(
-                f"{where(function)}: there is a tool {name!r} already, "
-                f"at {where(self._tool_functions[name])}"
-            )
-        one_of(function, "effect", effect, get_args(Effect))
-        positive(function, "timeout_s", timeout_s)
-        positive(function, "max_output_bytes", max_output_bytes)
-        signature = read_signature(function)
-        self._tool_functions[name] = function
-        self._tools[name] = ToolSpec(
-            name=name,
-            description=signature.description,
-            parameters=signature.schema,
-            run=tool_runner(function, signature, self._threads),
-            effect=effect,
-            timeout_s=float(timeout_s),
-            max_output_bytes=max_output_bytes,
-            isolated=isolated,
-            needs_task="task" in signature.injected,
-            needs_state="state" in signature.injected,
-            needs_session="session" in signature.injected,
-        )
+        self._tool_functions[spec.name] = function
+        self._tools[spec.name] = spec
 
-    def _add_reward(
-        self, function: Function, name: str, *, weight: float, timeout_s: float, isolated: bool
-    ) -> None:
-        if name in self._rewards:
-            raise InvalidEnvironment(f"{where(function)}: there is a reward {name!r} already")
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise InvalidEnvironment(f"{where(function)}: weight={weight!r} is not a finite number")
-        positive(function, "timeout_s", timeout_s)
-        self._reward_functions[name] = function
-        self._rewards[name] = RewardSpec(
-            name=name,
-            weight=float(weight),
-            run=reward_runner(function, self._threads),
-            timeout_s=float(timeout_s),
-            isolated=isolated,
-            needs_session="session" in parameters_of(function),
-        )
-
-    def _add_session(self, function: Function, timeout_s: float, lease_s: float) -> None:
-        parameters = parameters_of(function)
-        if parameters.keys() - {"task"}:
+    def _add_reward(self, function: Function, spec: RewardSpec) -> None:
+        if spec.name in self._rewards:
             raise InvalidEnvironment(
-                f"{where(function)}: a session takes `task` or nothing, "
-                f"not `{', '.join(parameters)}`"
+                f"{where(function)}: there is a reward {spec.name!r} already, "
+                f"at {where(self._reward_functions[spec.name])}"
             )
-        positive(function, "timeout_s", timeout_s)
-        positive(function, "lease_s", lease_s)
-        self._once("session", self._session_function, function)
-        self._session_function = function
-        self._session = SessionSpec(
-            open=session_opener(function, "task" in parameters),
-            timeout_s=float(timeout_s),
-            lease_s=float(lease_s),
-        )
-
-    def _add_setup(self, function: Function, timeout_s: float) -> None:
-        parameters = parameters_of(function)
-        if parameters.keys() - {"task"}:
-            raise InvalidEnvironment(
-                f"{where(function)}: setup takes `task` or nothing, not `{', '.join(parameters)}`"
-            )
-        hint = hints_of(function).get("return")
-        if hint is None:
-            raise InvalidEnvironment(
-                f"{where(function)}: say what state it returns: a pydantic model, a dataclass or "
-                "JSON data, for example `-> dict[str, int]`"
-            )
-        positive(function, "timeout_s", timeout_s)
-        self._once("setup", self._setup, function)
-        codec = state_codec(function, hint)
-        self._setup = function
-        self._state = StateSpec(
-            setup=setup_runner(function, "task" in parameters, self._threads),
-            pack=codec.pack,
-            unpack=codec.unpack,
-            timeout_s=float(timeout_s),
-        )
+        self._reward_functions[spec.name] = function
+        self._rewards[spec.name] = spec
 
     def _once(self, role: str, known: Function | None, function: Function) -> None:
         if known is not None:
             raise InvalidEnvironment(
                 f"{where(function)}: there is an @env.{role} already, at {where(known)}"
             )
-
-    def _check_session_users(self) -> None:
-        users = [
-            (self._tool_functions[name], tool.isolated, tool.needs_session)
-            for name, tool in self._tools.items()
-        ]
-        users += [
-            (self._reward_functions[name], reward.isolated, reward.needs_session)
-            for name, reward in self._rewards.items()
-        ]
-        for function, isolated, needs_session in users:
-            if needs_session and self._session is None:
-                raise InvalidEnvironment(
-                    f"{where(function)}: takes `session`, but there is no @env.session that opens "
-                    "one"
-                )
-            if needs_session and isolated:
-                raise InvalidEnvironment(
-                    f"{where(function)}: takes `session`, which lives in the tool worker's "
-                    "process: it can't be isolated"
-                )
-
-    def _check_state_users(self) -> None:
-        made = hints_of(self._setup).get("return") if self._setup else None
-        for function in self._tool_functions.values():
-            if "state" not in inspect.signature(function).parameters:
-                continue
-            if self._setup is None:
-                raise InvalidEnvironment(
-                    f"{where(function)}: takes `state`, but there is no @env.setup that makes one"
-                )
-            taken = hints_of(function).get("state", made)
-            if taken not in (made, Any, object):
-                raise InvalidEnvironment(
-                    f"{where(function)}: takes `state: {type_name(taken)}`, "
-                    f"but {where(self._setup)} returns `{type_name(made)}`"
-                )
 
 
 def _calling_file() -> tuple[str, str]:

@@ -11,9 +11,12 @@ import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -24,14 +27,23 @@ from warren.environment import Environment
 #: Other distributions name their environments here: `weather = "my_package.weather:env"`.
 ENTRY_POINTS: Final = "warren.environments"
 
+#: Importing may be slow (large libraries on a network drive), but it must end.
+IMPORT_S: Final = 300.0
+
 _BUILT_IN: Final = Path(__file__).resolve().parent.parent / "environments"
 
 
-def load_environment(reference: str) -> Environment:
+def load_environment(reference: str, *, import_s: float = IMPORT_S) -> Environment:
     """The environment that `reference` names; see the module's docstring for its forms.
 
+    An import that takes longer than `import_s` is given up (in a program's main thread).
     Raises InvalidEnvironment.
     """
+    with _limited(import_s):
+        return _load(reference)
+
+
+def _load(reference: str) -> Environment:
     path, name = _split(reference)
     if path is not None:
         return _from_file(path, name)
@@ -41,6 +53,33 @@ def load_environment(reference: str) -> Environment:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=reference):
         return _from_entry_point(entry)
     raise InvalidEnvironment(_unknown(reference))
+
+
+class _Endless(BaseException):
+    """The import takes too long. No Exception, so that the file can't swallow it by mistake."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Interrupt what runs inside, sleeping included. A signal reaches only the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _Endless(f"its import does not end within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    target = threading.get_ident()
+    timer = threading.Timer(seconds, signal.pthread_kill, (target, signal.SIGALRM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGALRM, before)
 
 
 def list_environments() -> list[str]:
@@ -92,7 +131,9 @@ def _from_file(path: Path, name: str) -> Environment:
 def _from_entry_point(entry: importlib.metadata.EntryPoint) -> Environment:
     try:
         loaded = entry.load()
-    except (Exception, SystemExit) as e:  # anything may happen in it: it is the author's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # anything may happen in it: it is the author's code
         raise InvalidEnvironment(f"environment {entry.name!r} ({entry.value}): {_told(e)}") from e
     if isinstance(loaded, ModuleType):
         loaded = _only(loaded, entry.value)
@@ -126,7 +167,10 @@ def _execute(path: Path, module_name: str) -> ModuleType:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e:  # anything may happen in it: it is the author's code
+    except KeyboardInterrupt:  # of whoever waits for it
+        del sys.modules[module_name]
+        raise
+    except BaseException as e:  # anything may happen in it: it is the author's code
         del sys.modules[module_name]
         raise InvalidEnvironment(_import_failure(path, e)) from e
     return module
@@ -136,14 +180,14 @@ def _import_failure(path: Path, error: BaseException) -> str:
     if isinstance(error, InvalidEnvironment) and str(path) in str(error):
         return str(error)
     if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {_told(error)}"
+        return f"{error.filename or path}:{error.lineno or 0}: {_told(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f"{path}:{lines[-1] if lines else 0}: {_told(error)}"
 
 
 def _told(error: BaseException) -> str:
-    if isinstance(error, InvalidEnvironment):
+    if isinstance(error, InvalidEnvironment | _Endless):
         return str(error)
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"

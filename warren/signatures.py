@@ -7,13 +7,15 @@ model's mistake is a `BadArguments` at the call, whose text the model can act on
 import inspect
 import re
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import pydantic
+import pydantic_core
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, PydanticJsonSchemaWarning
 
 from warren.checks import Function, InvalidEnvironment, hints_of, parameters_of, where
 from workers.spec import BadArguments
@@ -68,6 +70,7 @@ def read_signature(function: Function) -> Signature:
         for i, parameter in enumerate(offered)
     }
     model = _model(function, fields)
+    _check_defaults(function, model)
     return Signature(
         description=doc.text,
         schema=_schema(function, model),
@@ -145,10 +148,28 @@ def _model(function: Function, fields: Mapping[str, Any]) -> type[pydantic.BaseM
         return pydantic.create_model(
             "Arguments", __config__=pydantic.ConfigDict(extra="forbid"), **dict(fields)
         )
-    except (pydantic.errors.PydanticUserError, TypeError) as e:
+    except (pydantic.errors.PydanticUserError, pydantic_core.SchemaError, TypeError) as e:
         raise InvalidEnvironment(
-            f"{where(function)}: its arguments have no JSON form: {_first_line(e)}"
+            f"{where(function)}: its arguments have no JSON form: {_one_line(e)}"
         ) from e
+
+
+def _check_defaults(function: Function, model: type[pydantic.BaseModel]) -> None:
+    """`n: int = None` would tell models of a default that they may not send."""
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            continue
+        try:
+            model.__pydantic_validator__.validate_assignment(
+                model.model_construct(), name, field.default
+            )
+        except pydantic.ValidationError as e:
+            raise InvalidEnvironment(
+                f"{where(function)}: the default {field.default!r} of `{field.alias}` does not fit "
+                f"its annotation ({e.errors()[0]['msg']})"
+            ) from e
+        except TypeError as e:  # Annotated[str, Field(ge=1)]
+            raise InvalidEnvironment(f"{where(function)}: `{field.alias}`: {_one_line(e)}") from e
 
 
 class _Schema(GenerateJsonSchema):
@@ -160,10 +181,12 @@ class _Schema(GenerateJsonSchema):
 
 def _schema(function: Function, model: type[pydantic.BaseModel]) -> dict[str, Any]:
     try:
-        schema = model.model_json_schema(schema_generator=_Schema)
-    except (pydantic.errors.PydanticUserError, TypeError) as e:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PydanticJsonSchemaWarning)
+            schema = model.model_json_schema(schema_generator=_Schema)
+    except (pydantic.errors.PydanticUserError, PydanticJsonSchemaWarning, TypeError) as e:
         raise InvalidEnvironment(
-            f"{where(function)}: its arguments have no JSON schema: {_first_line(e)}"
+            f"{where(function)}: its arguments have no JSON schema: {_one_line(e)}"
         ) from e
     schema.pop("title", None)
     schema.pop("description", None)
@@ -178,5 +201,6 @@ def _complaint(error: pydantic.ValidationError) -> str:
     return "; ".join(found)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _one_line(error: Exception) -> str:
+    """Without pydantic's advice about its own settings."""
+    return " ".join(str(error).partition(". Set `arbitrary")[0].split())[:300]

@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticSerializationError
 
-from warren.checks import Function, InvalidEnvironment, where
+from warren.checks import Function, InvalidEnvironment, type_name, where
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,29 @@ class StateCodec:
 
 def state_codec(function: Function, hint: Any) -> StateCodec:
     """The codec for what `function`, a setup, returns. Raises InvalidEnvironment."""
+    if hint in (Any, object, None, type(None)):
+        raise InvalidEnvironment(
+            f"{where(function)}: says nothing about its state with `-> {_word(hint)}`; name a "
+            "pydantic model, a dataclass or JSON data, for example `-> dict[str, int]`"
+        )
     try:
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(hint)
         adapter.json_schema(mode="serialization")
     except (pydantic.errors.PydanticUserError, TypeError) as e:
         raise InvalidEnvironment(
-            f"{where(function)}: its state {hint!r} can't be stored after each call; use a "
-            f"pydantic model, a dataclass or plain JSON data ({str(e).splitlines()[0]})"
+            f"{where(function)}: its state `{type_name(hint)}` can't be stored after each call; "
+            f"use a pydantic model, a dataclass or plain JSON data ({_first_line(e)})"
         ) from e
     return StateCodec(adapter, where(function))
+
+
+def _first_line(error: Exception) -> str:
+    """Without pydantic's advice about its own settings."""
+    return str(error).partition(". Set `arbitrary")[0].splitlines()[0]
+
+
+def _word(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)).replace("NoneType", "None")
 
 
 def _same(state: object, restored: object) -> bool:

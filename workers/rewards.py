@@ -6,7 +6,7 @@ tool worker that owns a session. What is judged travels as `PackedRollout`.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import msgspec
 
@@ -101,10 +101,12 @@ def reward_failure(name: str, message: str, where: str = "") -> Failure:
 
 
 def _checked(value: object, allowed: tuple[float, float]) -> float:
-    if isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, int | float):
+    if not isinstance(value, SupportsFloat):  # numpy's and decimal's numbers are welcome
         raise BadReward(f"returned {type(value).__name__} {str(value)[:80]!r}, not a number")
+    try:
+        value = float(value)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise BadReward(f"returned a {type(value).__name__} that is no one number: {e}") from e
     if not math.isfinite(value):
         raise BadReward(f"returned {value}")
     low, high = allowed
@@ -112,7 +114,7 @@ def _checked(value: object, allowed: tuple[float, float]) -> float:
         raise BadReward(
             f"returned {value:g}, outside of the environment's reward_range {low:g}..{high:g}"
         )
-    return float(value)
+    return value
 
 
 def cause_of(error: BaseException) -> BaseException:
