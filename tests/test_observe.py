@@ -96,7 +96,7 @@ async def test_a_metered_journal_counts_operations_answers_and_replays() -> None
 
 async def test_a_failing_journal_is_counted_and_raises() -> None:
     class Down(MemoryJournal):
-        async def renew_lease(self, inbox: str) -> None:
+        async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
             raise JournalUnavailable("down")
 
     metrics = Metrics("agent", "0")

@@ -3,7 +3,7 @@
 Kills, cut connections, duplicate tasks, lost and repeated replies, flushes of the journal, at
 random moments; then what is alive brings the run home. Every task has one outcome, the one of an
 undisturbed run, and no call is executed again but those that were out at an executor that was
-killed or cut off.
+killed.
 
 `WARREN_EXAMPLES=5000 pytest tests/test_replay_property.py` for thousands of schedules.
 """
@@ -81,6 +81,7 @@ class Mortal:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self.dead = False
+        self.leases: set[str] = set()
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         operation = getattr(self._journal, name)
@@ -89,6 +90,8 @@ class Mortal:
             await asyncio.sleep(0)
             if self.dead:
                 raise JournalUnavailable("this process is dead")
+            if name == "renew_lease":
+                self.leases.add(args[0])
             return await operation(*args, **kwargs)
 
         return ask
@@ -137,6 +140,7 @@ class Process:
         rig, journal = self.world.rig, cast(Journal, self.journal)
         if self.kind == "executor":
             self.executor = Executor(self.broker, journal)
+            await stack.enter_async_context(self.executor.open())
             model, tool = rig.model_handler(self.executor), rig.tool_handler(self.executor)
             models = [Source(model_queue(lane, "m"), 3, model, "model") for lane in LANES]
             return [*models, Source(tool_queue(SPEC.name), 3, tool, "tool")]
@@ -160,6 +164,8 @@ class Process:
         """Without a word: what it held goes to others at once."""
         assert self._task is not None
         self.journal.dead = True
+        for lease in self.journal.leases:  # they run out in real seconds, which we do not wait for
+            await self.world.rig.journal.end_lease(lease)
         await self.broker.close()
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -228,7 +234,6 @@ class World:
                 self.processes[event.whom] = Process(self, process.kind)
                 await self.processes[event.whom].start()
             case "cut":
-                self.forgiven += process.out
                 process.broker.break_connection()
             case "duplicate":
                 await self.rig.submit(event.whom % TASKS, limits=LIMITS)

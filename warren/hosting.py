@@ -98,15 +98,17 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
     from workers.executor import Executor
     from workers.tool.worker import ToolWorker
 
+    executor = Executor(at.broker, at.journal)
     worker = ToolWorker(
         plan.environments,
-        Executor(at.broker, at.journal),
+        executor,
         unhealthy=plan.unhealthy,
         child=_child(),
     )
     await at.broker.declare(ladder_queues("tool"))
     try:
-        yield worker.sources(plan.tool_prefetch)
+        async with executor.open():
+            yield worker.sources(plan.tool_prefetch)
     finally:
         with suppress(BrokerError):  # so that its rollouts learn at once that their sessions end
             await at.broker.delete(session_queue(worker.sessions.worker_id).name)

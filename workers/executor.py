@@ -2,13 +2,16 @@
 
 The journal decides (broker/journal/base.py): a finished call is answered from it, a call that is
 claimed by another copy is dropped, and what we finish is stored before anybody hears of it. So a
-call's result survives whoever dies, and no finished call is made twice.
+call's result survives whoever dies, and no finished call is made twice. Nor is one that is being
+made: while our lease holds, an executor that the broker gives our call to, since our connection
+broke, waits for our result.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +20,12 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
+from broker.errors import JournalUnavailable
 from broker.journal.base import (
+    EXECUTOR_LEASE_S,
+    EXECUTOR_RENEW_S,
     Begun,
+    Busy,
     CallRef,
     Finished,
     Found,
@@ -30,6 +37,7 @@ from broker.journal.base import (
 )
 from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
+from broker.names import new_worker_id
 from broker.serve import Ack, Later, Outcome
 from broker.topology import REPLY
 
@@ -39,6 +47,10 @@ log = logging.getLogger(__name__)
 MAX_INLINE_BYTES: Final = 256 * 1024
 #: While an owner uploads a lost journal, its executor offers the finished result this often.
 _LOST_RETRY_S: Final = 0.5
+#: While another executor has a call in hand, we look this often whether it is done, or gone.
+_BUSY_RETRY_S: Final = 0.5
+#: What stopping may cost when the journal does not answer.
+_PARTING_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,51 @@ class Executor:
         self._broker = broker
         self._journal = journal
         self._running: dict[tuple[str, str, str], asyncio.Future[Outcome]] = {}
+        self._lease = ""
+        self._parting: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None, None]:
+        """Be known as alive while the context is open. (Unopened, nobody waits for our calls.)"""
+        self._lease = new_worker_id("executor")
+        await self._renew()
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self._renewals())
+            try:
+                yield
+            finally:
+                renewing.cancel()
+                await self._part()
+
+    async def _renewals(self) -> None:
+        while True:
+            await asyncio.sleep(EXECUTOR_RENEW_S)
+            with suppress(JournalUnavailable):  # what needs the journal says so itself
+                await self._renew()
+
+    async def _renew(self) -> None:
+        if self._parting is None:
+            await self._journal.renew_lease(self._lease, EXECUTOR_LEASE_S)
+
+    async def _part(self) -> None:
+        """We stop: what we give back is for others at once. Once for all that is cancelled."""
+        if self._lease and self._parting is None:
+            self._parting = asyncio.create_task(self._end_lease())
+        if self._parting is not None:
+            await asyncio.shield(self._parting)
+
+    async def _end_lease(self) -> None:
+        with suppress(TimeoutError, JournalUnavailable):  # it runs out by itself
+            async with asyncio.timeout(_PARTING_S):
+                await self._journal.end_lease(self._lease)
+
+    def _disown(self) -> None:
+        """A claim of ours may stand for a call that we do not work on: be another from now on.
+
+        Nobody waits for us longer than the old name's lease holds.
+        """
+        if self._lease:
+            self._lease = new_worker_id("executor")
 
     async def execute(self, call: Call, work: Work) -> Outcome:
         """Run `work` for this call unless its result is known; answer its owner.
@@ -88,13 +145,19 @@ class Executor:
             outcome = await self._execute(call, work)
             future.set_result(outcome)
             return outcome
+        except asyncio.CancelledError:
+            await self._part()
+            raise
+        except Exception:
+            self._disown()
+            raise
         finally:
             del self._running[key]
             if not future.done():
                 future.cancel()
 
     async def _execute(self, call: Call, work: Work) -> Outcome:
-        ref = ref_of(call)
+        ref = ref_of(call, self._lease)
         match await self._begin(call, ref):
             case Found(result, inbox):
                 self._reply(call, inbox, "result", result)
@@ -107,6 +170,7 @@ class Executor:
                 done = await work(go)
                 crash_at("executor.after_work")
                 if isinstance(done, Postponed):
+                    await patiently(lambda: self._journal.put_off(ref))
                     again = msgspec.structs.replace(
                         call, tries=call.tries + done.tries, force=False
                     )
@@ -118,14 +182,16 @@ class Executor:
     async def _begin(self, call: Call, ref: CallRef) -> Begun:
         """Begin; while the journal is lost, keep the call until its owner has uploaded.
 
-        So the owner never has to publish it again, and no copy of it can run beside ours.
+        So the owner never has to publish it again, and no copy of it can run beside ours. A call
+        that another executor has in hand is kept too, until that one is done or gone.
         """
         while True:
             begun = await self._journal.begin(ref, force=call.force)
-            if not isinstance(begun, Lost) or time.time() > call.deadline:
+            if not isinstance(begun, Lost | Busy) or time.time() > call.deadline:
                 return begun
-            self._reply(call, "", "journal_lost")
-            await asyncio.sleep(_LOST_RETRY_S)
+            if isinstance(begun, Lost):
+                self._reply(call, "", "journal_lost")
+            await asyncio.sleep(_LOST_RETRY_S if isinstance(begun, Lost) else _BUSY_RETRY_S)
 
     async def _finish(self, call: Call, ref: CallRef, go: Go, done: Done) -> None:
         while True:
@@ -165,8 +231,8 @@ class Executor:
         )
 
 
-def ref_of(call: Call) -> CallRef:
-    """The call as the journal names it."""
+def ref_of(call: Call, executor: str = "") -> CallRef:
+    """The call as the journal names it, and who executes it."""
     return CallRef(
         rollout=call.rollout,
         epoch=call.epoch,
@@ -174,4 +240,5 @@ def ref_of(call: Call) -> CallRef:
         carrier=call.carrier,
         request_hash=call.request_hash,
         held=call.held,
+        executor=executor,
     )

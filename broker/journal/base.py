@@ -11,6 +11,8 @@ A rollout's record, under `Task.journal_key` (a verifier has one of its own, `<k
   `restart` makes a new one. What carries an old epoch is GONE.
 * a *claim* is made by `begin` in the name of the call message's `carrier`, which survives
   redelivery and the retry ladder, so a second copy of a call is dropped and nothing runs twice.
+  It names its executor too: the same copy, redelivered because a connection broke, waits for an
+  executor that still lives and works on it.
 * *journal lost*: `begin` and `finish` carry how many results the owner held. A journal that
   knows fewer, or no record at all, has been flushed or rolled back: the owner uploads.
 
@@ -26,6 +28,9 @@ from typing import Protocol
 LEASE_RENEW_S = 5.0
 #: ... and is taken for dead when it has not for this long. Its rollouts may then be taken over.
 LEASE_S = 20.0
+#: Executors' leases are shorter, since nobody else may go on with their calls while they hold.
+EXECUTOR_RENEW_S = 0.75
+EXECUTOR_LEASE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,11 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class Busy:
+    """Another executor, which lives, has this very copy in hand: keep ours and ask again soon."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mismatch:
     """The path was finished or claimed with another request: the agent replays differently."""
 
@@ -111,7 +121,7 @@ class Lost:
     """The journal knows less than the owner did: tell the owner, who uploads and calls again."""
 
 
-Begun = Go | Found | Duplicate | Mismatch | Gone | Lost
+Begun = Go | Found | Duplicate | Busy | Mismatch | Gone | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,13 @@ class CallRef:
     carrier: str
     request_hash: bytes
     held: int
+    executor: str = ""
+    """Who asks: the name of its lease. Without one nobody waits for it."""
+
+    @property
+    def claim(self) -> str:
+        """What the journal notes down while it is executed."""
+        return f"{self.carrier}@{self.executor}" if self.executor else self.carrier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +208,15 @@ class Journal(Protocol):
         In this order: no record -> Lost; COMMITTED or another epoch -> Gone; a result with this
         request hash -> Found; fewer results than `call.held` -> Lost (before any Mismatch, which
         must be the agent's fault); a result or claim with another hash -> Mismatch; claimed by
-        another carrier -> Duplicate unless `force`; else the claim is this carrier's -> Go,
+        another carrier -> Duplicate unless `force`; claimed by this carrier for another executor
+        whose lease holds -> Busy unless `force`; else the claim is this carrier's -> Go,
         starts += 1.
         """
+        ...
+
+    async def put_off(self, call: CallRef) -> None:
+        """Its message goes back to wait in the broker: the carrier keeps the claim, and whoever
+        gets the message next may begin at once. Nothing happens where the claim is not ours."""
         ...
 
     async def finish(
@@ -248,8 +271,11 @@ class Journal(Protocol):
         """
         ...
 
-    async def renew_lease(self, inbox: str) -> None:
-        """This worker is alive; called every LEASE_RENEW_S, holds for LEASE_S."""
+    async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
+        """This worker is alive; called every LEASE_RENEW_S, holds for LEASE_S.
+
+        `for_s`: of executors, another time.
+        """
         ...
 
     async def end_lease(self, inbox: str) -> None:

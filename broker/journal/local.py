@@ -49,6 +49,9 @@ class LocalJournal(ABC):
     async def begin(self, call: CallRef, *, force: bool = False) -> Begun:
         return await self._do(self._rules.begin, call, force)
 
+    async def put_off(self, call: CallRef) -> None:
+        await self._do(self._rules.put_off, call)
+
     async def finish(
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
     ) -> Finished | Gone | Lost:
@@ -72,10 +75,10 @@ class LocalJournal(ABC):
     async def committed(self, rollouts: Sequence[str]) -> None:
         await self._do(self._rules.committed, tuple(rollouts))
 
-    async def renew_lease(self, inbox: str) -> None:
+    async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
         now = time.monotonic()
         self._leases = {i: t for i, t in self._leases.items() if t > now}
-        self._leases[inbox] = now + self._lease_s
+        self._leases[inbox] = now + (self._lease_s if for_s is None else for_s)
 
     async def end_lease(self, inbox: str) -> None:
         self._leases.pop(inbox, None)

@@ -4,11 +4,13 @@ The rules are pure functions of what is stored and what is asked; `rules.py` rea
 around them. `redis.py` states the same rules in Lua; one contract test holds for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from broker.journal.base import (
     Begun,
+    Busy,
     CallRef,
     Duplicate,
     Finished,
@@ -54,12 +56,17 @@ class Entry:
 
     request_hash: bytes
     carrier: str = ""
+    """`CallRef.claim`: the carrier, and its executor while one has it in hand."""
     starts: int = 0
     result: bytes | None = None
 
 
 def decide_begin(
-    head: Head | None, entry: Entry | None, call: CallRef, force: bool
+    head: Head | None,
+    entry: Entry | None,
+    call: CallRef,
+    force: bool,
+    alive: Callable[[str], bool],
 ) -> Begun | Entry:
     """What `Journal.begin` answers; an Entry is the claim to store before answering Go."""
     if head is None:
@@ -74,10 +81,13 @@ def decide_begin(
     if not same:
         return Mismatch(head.inbox)
     if entry is None:
-        return Entry(call.request_hash, call.carrier, 1)
-    if entry.carrier not in {"", call.carrier} and not force:
+        return Entry(call.request_hash, call.claim, 1)
+    carrier, _, executor = entry.carrier.partition("@")
+    if carrier not in {"", call.carrier} and not force:
         return Duplicate()
-    return replace(entry, carrier=call.carrier, starts=entry.starts + 1)
+    if executor not in {"", call.executor} and alive(executor) and not force:
+        return Busy()
+    return replace(entry, carrier=call.claim, starts=entry.starts + 1)
 
 
 def decide_finish(

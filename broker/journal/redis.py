@@ -14,6 +14,7 @@ import msgpack
 from broker.journal.base import (
     LEASE_S,
     Begun,
+    Busy,
     CallRef,
     Committed,
     Duplicate,
@@ -103,6 +104,8 @@ class RedisJournal:
             call.path,
             call.request_hash,
             call.carrier,
+            call.executor,
+            call.claim,
             call.held,
             int(force),
         )
@@ -115,7 +118,12 @@ class RedisJournal:
                 return Mismatch(inbox.decode())
             case [b"duplicate"]:
                 return Duplicate()
+            case [b"busy"]:
+                return Busy()
         return _gone_or_lost(reply)
+
+    async def put_off(self, call: CallRef) -> None:
+        await self._run("put_off", call.rollout, call.epoch, call.path, call.claim, call.carrier)
 
     async def finish(
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
@@ -183,8 +191,9 @@ class RedisJournal:
             keys = [_record(rollout) for rollout in some]
             await self._client.run(self._script, keys, "committed", self._keep_ms)
 
-    async def renew_lease(self, inbox: str) -> None:
-        await self._client.do("SET", f"warren:lease:{inbox}", b"", "PX", self._lease_ms)
+    async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
+        for_ms = self._lease_ms if for_s is None else round(for_s * 1000)
+        await self._client.do("SET", f"warren:lease:{inbox}", b"", "PX", for_ms)
 
     async def end_lease(self, inbox: str) -> None:
         await self._client.do("DEL", f"warren:lease:{inbox}")

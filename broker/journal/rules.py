@@ -115,11 +115,20 @@ class Rules:
     def begin(self, call: CallRef, force: bool) -> Begun:
         head = self._head(call.rollout)
         entry = self._table.entry(call.rollout, call.path)
-        decision = decide_begin(head, entry, call, force)
+        decision = decide_begin(head, entry, call, force, self._alive)
         if head is None or not isinstance(decision, Entry):
             return decision if not isinstance(decision, Entry) else Lost()
         self._table.put_entry(call.rollout, call.path, decision)
         return go(decision, self._state(call.rollout, head), head.state_version)
+
+    def put_off(self, call: CallRef) -> None:
+        entry = self._table.entry(call.rollout, call.path)
+        if (
+            entry is not None
+            and entry.carrier == call.claim
+            and self._owned(call.rollout, call.epoch)
+        ):
+            self._table.put_entry(call.rollout, call.path, replace(entry, carrier=call.carrier))
 
     def finish(
         self, call: CallRef, result: bytes, state: bytes | None, state_version: int

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.journal.base import (
+    Busy,
     CallRef,
     Committed,
     Duplicate,
@@ -228,6 +229,50 @@ async def test_calls_begun_at_once_are_claimed_once(journal: Journal, key: str) 
     answers = [task.result() for task in begun]
     assert sum(isinstance(answer, Go) for answer in answers) == 1
     assert sum(isinstance(answer, Duplicate) for answer in answers) == 19
+
+
+async def test_a_call_that_a_living_executor_has_in_hand_is_left_to_it(
+    journal: Journal, key: str
+) -> None:
+    run = await taken(journal, key)
+    ours, other = (call(run, key, executor=f"{key}-{name}") for name in ("ours", "other"))
+    await journal.renew_lease(ours.executor, 30.0)
+    assert await journal.begin(ours) == Go(1, b"", 0)
+    assert await journal.begin(other) == Busy()
+    assert await journal.begin(replace(other, carrier="copy")) == Duplicate()
+    assert await journal.begin(ours) == Go(2, b"", 0)
+    assert isinstance(await journal.finish(ours, b"r"), Finished)
+    assert await journal.begin(other) == Found(b"r", "inbox")
+
+
+@pytest.mark.parametrize("how", ["ended", "ran out", "never had one", "forced"])
+async def test_a_call_whose_executor_is_gone_is_begun_by_another(
+    journal: Journal, key: str, how: str
+) -> None:
+    run = await taken(journal, key)
+    dead, other = (call(run, key, executor=f"{key}-{name}") for name in ("dead", "other"))
+    if how != "never had one":
+        await journal.renew_lease(dead.executor, 0.05 if how == "ran out" else 30.0)
+    await journal.begin(dead)
+    if how == "ended":
+        await journal.end_lease(dead.executor)
+    if how == "ran out":
+        await asyncio.sleep(0.06)
+    assert await journal.begin(other, force=how == "forced") == Go(2, b"", 0)
+
+
+async def test_a_call_that_was_put_off_is_for_whoever_gets_its_message_next(
+    journal: Journal, key: str
+) -> None:
+    run = await taken(journal, key)
+    ours, other = (call(run, key, executor=f"{key}-{name}") for name in ("ours", "other"))
+    await journal.renew_lease(ours.executor, 30.0)
+    await journal.begin(ours)
+    await journal.put_off(other)
+    assert await journal.begin(other) == Busy()
+    await journal.put_off(ours)
+    assert await journal.begin(replace(other, carrier="copy")) == Duplicate()
+    assert await journal.begin(other) == Go(2, b"", 0)
 
 
 async def test_a_finished_call_is_found_by_every_carrier(journal: Journal, key: str) -> None:

@@ -71,6 +71,7 @@ def call(
     carrier: str = "carrier",
     request: bytes = b"request",
     held: int = 0,
+    executor: str = "",
 ) -> CallRef:
     """A call of a rollout that was taken."""
     return CallRef(
@@ -80,6 +81,7 @@ def call(
         carrier=carrier,
         request_hash=request,
         held=held,
+        executor=executor,
     )
 
 

@@ -16,9 +16,9 @@ from typing import Final
 import msgspec
 
 from broker import codec
-from broker.base import Broker, Delivery
+from broker.base import Delivery
 from broker.errors import Undecodable
-from broker.journal.base import Go, Journal
+from broker.journal.base import Go
 from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
 from broker.serve import Outcome, Source
 from broker.shared.memory import MemoryShared
@@ -51,15 +51,14 @@ class ModelGateway:
 
     def __init__(
         self,
-        broker: Broker,
-        journal: Journal,
+        executor: Executor,
         models: Mapping[str, tuple[ModelConfig, Backend]],
         *,
         prefetch: int = 256,
         spending: Spending | None = None,
         chance: random.Random | None = None,
     ) -> None:
-        self._executor = Executor(broker, journal)
+        self._executor = executor
         self._models = models
         self._prefetch = prefetch
         self._spending = spending or Spending(MemoryShared())

@@ -14,6 +14,7 @@ from broker.journal.base import Journal
 from broker.masking import mask_url
 from broker.shared.base import Shared
 from broker.shared.memory import MemoryShared
+from workers.executor import Executor
 from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig, chosen_api
@@ -63,7 +64,9 @@ async def open_gateway(
         spending = Spending(common)
         telling = asyncio.create_task(spending.tell())
         stack.callback(telling.cancel)
-        yield ModelGateway(broker, journal, served, prefetch=prefetch, spending=spending)
+        executor = Executor(broker, journal)
+        await stack.enter_async_context(executor.open())
+        yield ModelGateway(executor, served, prefetch=prefetch, spending=spending)
 
 
 def endpoints(config: ModelConfig) -> list[Endpoint]:

@@ -43,7 +43,14 @@ local function release(of, inbox)
   end
 end
 
-local function begin(of, path, hash, carrier, held, force)
+-- A claim: the carrier, and after an @ the executor that has it in hand.
+local function claimants(claim)
+  local at = string.find(claim, '@', 1, true)
+  if not at then return claim, '' end
+  return string.sub(claim, 1, at - 1), string.sub(claim, at + 1)
+end
+
+local function begin(of, path, hash, carrier, executor, claim, held, force)
   local current = epoch()
   if not current then return {'lost'} end
   if current ~= of then return {'gone'} end
@@ -54,10 +61,18 @@ local function begin(of, path, hash, carrier, held, force)
   if f[3] and same then return {'found', f[3], f[5] or ''} end
   if number(f[4]) < tonumber(held) then return {'lost'} end
   if not same then return {'mismatch', f[5] or ''} end
-  if f[2] and f[2] ~= '' and f[2] ~= carrier and force == '0' then return {'duplicate'} end
+  if f[2] and f[2] ~= '' and force == '0' then
+    local another, busy = claimants(f[2])
+    if another ~= carrier then return {'duplicate'} end
+    if busy ~= '' and busy ~= executor and alive(busy) then return {'busy'} end
+  end
   local starts = redis.call('HINCRBY', key, 'starts:' .. path, 1)
-  set('hash:' .. path, hash, 'carrier:' .. path, carrier)
+  set('hash:' .. path, hash, 'carrier:' .. path, claim)
   return {'go', starts, get('state') or '', number(f[6])}
+end
+
+local function put_off(of, path, claim, carrier)
+  if epoch() == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
 end
 
 local function finish(of, path, hash, held, result, version, state)
@@ -153,6 +168,7 @@ local function committed()
   end
 end
 
-local operations = {take = take, release = release, begin = begin, finish = finish, look = look,
+local operations = {take = take, release = release, begin = begin, put_off = put_off,
+  finish = finish, look = look,
   upload = upload, restart = restart, strike = strike, ended = ended, committed = committed}
 return operations[op](unpack(ARGV, 3))
