@@ -22,7 +22,7 @@ def test_kill_9_under_load(warren: Cluster, kind: str) -> None:
     if kind == "sink":
         warren.start("sink")
     else:
-        warren.back_to_work()
+        warren.back_to_work(run)
     run.check(again=PREFETCH if kind == "model" else 0)
 
 

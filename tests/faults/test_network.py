@@ -40,7 +40,7 @@ def test_a_frozen_agent_is_replaced_and_wakes_up_harmless(warren: Cluster) -> No
     warren.answered(TASKS // 2)
     frozen.signal(signal.SIGSTOP)
     warren.background.call(proxy.cut)  # what the missed heartbeats would do half a minute later
-    warren.back_to_work()
+    warren.back_to_work(run)
     warren.until(lambda: len(run.rows()) > TASKS // 2)
     frozen.signal(signal.SIGCONT)
     run.check()
@@ -55,7 +55,7 @@ def test_a_frozen_worker_is_replaced_and_wakes_up_harmless(warren: Cluster, kind
     warren.answered(TASKS // 2)
     frozen.signal(signal.SIGSTOP)
     warren.background.call(proxy.cut)
-    warren.back_to_work()
+    warren.back_to_work(run)
     time.sleep(3)  # the fault itself: long enough for others to have taken its work
     frozen.signal(signal.SIGCONT)
     run.check(again=PREFETCH if kind == "model" else 0)
@@ -68,7 +68,7 @@ def test_a_stall_of_the_network(warren: Cluster) -> None:
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
     proxy_stall(warren, proxy, 5.0)
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 
@@ -122,7 +122,7 @@ def test_the_broker_closes_all_connections(warren: Cluster) -> None:
     run = warren.enqueue(2 * TASKS)
     warren.answered(TASKS // 2)
     warren.rabbitmq.ctl("close_all_connections", "drill")
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 
@@ -136,7 +136,7 @@ def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) ->
         time.sleep(5)  # the fault itself
     finally:
         warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 

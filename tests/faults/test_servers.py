@@ -32,7 +32,7 @@ def test_the_broker_restarts_under_load(
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
     how(warren.rabbitmq)
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 
@@ -42,7 +42,7 @@ def test_redis_is_killed_under_load(warren: Cluster) -> None:
     warren.redis.kill()
     warren.until(lambda: warren.model.in_flight == 0, 10)
     warren.redis.start()
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 
@@ -50,7 +50,7 @@ def test_redis_forgets_everything_under_load(warren: Cluster) -> None:
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
     warren.redis_say("FLUSHALL")
-    warren.back_to_work()
+    warren.back_to_work(run)
     run.check()
 
 
@@ -60,7 +60,7 @@ def test_redis_comes_back_empty(warren: Cluster) -> None:
     warren.answered(TASKS // 2)
     warren.redis.kill()
     warren.redis.forget()
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()
 
 
@@ -70,5 +70,5 @@ def test_redis_stalls_for_five_seconds(warren: Cluster) -> None:
     warren.answered(TASKS // 2)
     warren.redis_say("CLIENT PAUSE 5000 ALL")
     time.sleep(5)  # the fault itself
-    warren.back_to_work(RECOVERY_S)
+    warren.back_to_work(run)
     run.check()

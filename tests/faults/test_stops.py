@@ -16,7 +16,7 @@ def test_every_kind_ends_within_seconds_and_the_work_goes_on(warren: Cluster) ->
         seconds = warren.stop(warren.living(kind)[0])
         assert seconds < EXIT_S, kind
     assert spare[0].alive
-    warren.back_to_work()
+    warren.back_to_work(run)
     run.check(again=TASKS // 10)
 
 
@@ -32,5 +32,5 @@ def test_sigterm_under_load(warren: Cluster, kind: str) -> None:
     seconds = warren.stop(stopping)
     assert seconds < EXIT_S
     if kind != "sink":
-        warren.back_to_work()
+        warren.back_to_work(run)
     run.check(again=TASKS // 10 if kind == "model" else 0)  # longer than its grace

@@ -6,8 +6,7 @@
         warren.kill(warren.workers["agent"][0])
         run.check()
 
-`check` is the oracle of all fault tests: every accepted rollout has one row, with the reward that
-an undisturbed run gives it, and no model call was made again but those that a dead gateway had out.
+`check` asks the oracle of all fault tests (oracle.py).
 """
 
 import itertools
@@ -31,17 +30,20 @@ import msgspec
 from sinks.audit import audit
 from sinks.parts import list_parts, read_part
 from tests.support.background import Background
-from tests.support.model_server import ModelServer
+from tests.support.model_server import Asked, ModelServer, Step
+from tests.support.oracle import STEPS, check_rows, check_steps, lost_with, repeated
 from tests.support.proxy import Proxy, proxy_to
+from tests.support.recorded import Recorded, recorded_in_redis, recorded_in_sqlite
 from tests.support.services import Container, RabbitProcess, RedisProcess
 
 ENVIRONMENTS: Final = Path(__file__).parent.parent / "faults" / "environments"
 KINDS: Final = ("agent", "tool", "model", "verifier", "sink")
-STEPS: Final = 2
 PREFETCH: Final = 32
 READY_S: Final = 60.0
 #: What an interpreter alone takes on a loaded machine is not the worker's.
 EXIT_S: Final = 5.0
+#: What a worker that is told to stop gives to what it has in hand (broker/serve.py).
+GRACE_S: Final = 2.0
 
 RabbitServer = RabbitProcess | Container
 RedisServer = RedisProcess | Container
@@ -52,6 +54,8 @@ class Worker:
     """One worker process."""
 
     kind: str
+    name: str
+    """Its own; a gateway's is its API key at the model."""
     process: subprocess.Popen[bytes]
     log: Path
     start_again: Callable[[], "Worker"]
@@ -83,6 +87,14 @@ class Run:
     log: Path
     command: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    starts: int = 1
+    steps: int = STEPS
+    """Model calls that each of its rollouts makes."""
+
+    @property
+    def name(self) -> str:
+        """Its present process's, as `Worker.name`."""
+        return f"{self.id}-{self.starts}"
 
     def wait(self, within_s: float = 60.0) -> None:
         """Until its command has ended well."""
@@ -111,6 +123,11 @@ class Run:
                 if line.endswith(b"\n"):
                     yield "rows", line
 
+    def all_answered(self) -> bool:
+        """Whether the model has answered everything that this run asks it, or the run is over."""
+        answered = sum(run == self.id for run, _, _ in set(self.cluster.model.answered))
+        return answered >= self.tasks * self.steps or self.process.poll() is not None
+
     def check(
         self,
         within_s: float = 60.0,
@@ -118,13 +135,11 @@ class Run:
         again: int = 0,
         failed: Mapping[int, str] | None = None,
         unscored: Collection[int] = (),
-        steps: int = STEPS,
     ) -> None:
         """Wait for the end, then ask the oracle.
 
-        `again`: how many model calls may have been made twice: what a gateway that died had in
-        hand (`PREFETCH` each). `failed`: number of a task -> the kind of its error.
-        `unscored`: tasks whose verifier fails.
+        `again`: model calls that may be repeated beside those that dead gateways had in hand.
+        `failed`: number of a task -> the kind of its error. `unscored`: whose verifier fails.
         """
         self.wait(within_s)
         report = audit(self.output, expected=((i, 0) for i in range(self.tasks)))
@@ -133,43 +148,11 @@ class Run:
         counts = Counter(row["warren"]["rollout_id"] for row in rows)
         assert counts == Counter(f"{self.id}/{i}/0" for i in range(self.tasks))
         failed = failed or {}
-        for row in rows:
-            self._check_row(row, failed, unscored)
-        self._check_calls(again, failed, steps)
-
-    def _check_row(
-        self, row: dict[str, Any], failed: Mapping[int, str], unscored: Collection[int]
-    ) -> None:
-        number, own = row["warren"]["task_index"], row["warren"]
-        if number in failed:
-            assert own["status"] == "failed", row
-            assert own["error"]["kind"] == failed[number], own["error"]
-            assert row["reward"] is None
-        elif number in unscored:
-            assert own["error"]["kind"] == "verifier", own
-            assert row["reward"] is None
-        else:
-            assert own["status"] == "completed", own["error"]
-            assert row["reward"] == expected_reward(number), (number, own["error"])
-
-    def _check_calls(self, again: int, failed: Mapping[int, str], steps: int) -> None:
+        check_rows(rows, failed, unscored)
         model = self.cluster.model
-        asked = {
-            step[1:]: n
-            for step, n in model.asked.items()
-            if step[0] == self.id and step[2].startswith("step")
-        }
-        for number in set(range(self.tasks)) - set(failed):
-            made = sum(step[0] == number for step in asked)
-            assert made == steps, f"task {number}: {made} of {steps} steps"
-        twice = {step: n for step, n in asked.items() if n > 1}
-        repeated = sum(n - 1 for n in twice.values())
-        assert repeated <= again, f"{repeated} model calls repeated, {again} allowed: {twice}"
-
-
-def expected_reward(number: int) -> float:
-    """What the test environments give."""
-    return 0.25 + (number % 4) / 4 * 0.75
+        check_steps(model, self.id, set(range(self.tasks)) - set(failed), self.steps)
+        twice = repeated(model, self.id, self.cluster.excused)
+        assert twice.total() <= again, f"repeated: {self.cluster.history(twice)}"
 
 
 @dataclass(eq=False)
@@ -185,7 +168,11 @@ class Cluster:
     environment: str = "lookup"
     broker_url: str = ""
     redis_url: str = ""
+    model_toml: str = ""
+    """More lines about each model in warren.toml."""
     runs: list[Run] = field(default_factory=list)
+    excused: Counter[Step] = field(default_factory=Counter)
+    """Steps that gateways which ended had in hand: each may be asked for once more."""
     _count: "itertools.count[int]" = field(default_factory=itertools.count)
     _commands: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -193,7 +180,10 @@ class Cluster:
         self.broker_url = self.broker_url or self.rabbitmq.url
         self.redis_url = self.redis_url or self.redis.url
         names = ("m", "judge")
-        toml = "\n".join(f'[models.{n}]\nbase_urls = ["{self.model.url}"]' for n in names)
+        served = (
+            f'base_urls = ["{self.model.url}"]\napi_key_env = "PROCESS_NAME"\n{self.model_toml}'
+        )
+        toml = "\n".join(f"[models.{name}]\n{served}" for name in names)
         (self.folder / "warren.toml").write_text(toml, encoding="utf-8")
 
     # -- processes
@@ -224,10 +214,11 @@ class Cluster:
             words += ["--output", str(self.folder / "rows")]
         elif kind != "model":
             words += ["--env", self.environment_file]
-        log = self.folder / f"{kind}-{next(self._count)}.log"
-        process = self._spawn(words, log, variables)
+        name = f"{kind}-{next(self._count)}"
+        log = self.folder / f"{name}.log"
+        process = self._spawn(words, log, variables, name)
         again = lambda: self._start(kind, flags, keep, prefetch, {})  # noqa: E731
-        worker = Worker(kind, process, log, again, keep)
+        worker = Worker(kind, name, process, log, again, keep)
         self.workers[kind].append(worker)
         return worker
 
@@ -236,13 +227,14 @@ class Cluster:
         return str(ENVIRONMENTS / f"{self.environment}.py")
 
     def _spawn(
-        self, words: Sequence[str], log: Path, variables: Mapping[str, str]
+        self, words: Sequence[str], log: Path, variables: Mapping[str, str], name: str
     ) -> subprocess.Popen[bytes]:
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("WARREN_")},
             "WARREN_BROKER": self.broker_url,
             "WARREN_REDIS": self.redis_url,
             "PYTHONFAULTHANDLER": "1",
+            "PROCESS_NAME": name,
             **variables,
         }
         with log.open("ab") as output:
@@ -261,7 +253,7 @@ class Cluster:
     def command(self, *words: str) -> str:
         """Run a command of `warren` to its end; what it printed."""
         log = self.folder / f"command-{next(self._count)}.log"
-        process = self._spawn(words, log, {})
+        process = self._spawn(words, log, {}, log.stem)
         assert process.wait(60) == 0, log.read_text(errors="replace")
         return log.read_text()
 
@@ -270,14 +262,60 @@ class Cluster:
         os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait(10)
         self._forget(worker)
+        if worker.kind == "model":
+            self._excuse(worker.name)
+
+    def kill_command(self, run: Run) -> None:
+        """kill -9 of the command that follows a run, with the workers that it hosts."""
+        os.killpg(run.process.pid, signal.SIGKILL)
+        run.process.wait(10)
+        self._excuse(run.name)
+
+    def ended(self, worker: Worker) -> None:
+        """A worker died by itself: what it had in hand may be asked for again."""
+        worker.process.wait(10)
+        self._forget(worker)
+        self._excuse(worker.name)
 
     def stop(self, worker: Worker) -> float:
-        """SIGTERM; the seconds that it took to end. It must end well."""
+        """SIGTERM; the seconds that it took to end. It must end well.
+
+        A gateway may only leave what the model did not answer within half of its grace.
+        """
         began = time.monotonic()
         worker.signal(signal.SIGTERM)
         assert worker.process.wait(30) == 0, worker.log.read_text(errors="replace")[-3000:]
+        took_s = time.monotonic() - began
         self._forget(worker)
-        return time.monotonic() - began
+        if worker.kind == "model":
+            soon = began + GRACE_S / 2
+            left = self._excuse(worker.name)
+            wasted = [a for a in left if a.answered_at is not None and a.answered_at < soon]
+            assert not wasted, f"answered in time and not recorded: {wasted}"
+        return took_s
+
+    def _excuse(self, gateway: str) -> list[Asked]:
+        """What this process, which is dead, had in hand may be asked for once more."""
+        left = []
+        for run in self.runs:
+            asks = lost_with(self.model, gateway, self._recorded(run))
+            left += [ask for ask in asks if ask.step[0] == run.id]
+        self.excused.update(ask.step for ask in left)
+        return left
+
+    def _recorded(self, run: Run) -> Recorded:
+        file = run.output.with_name(f"{run.output.name}.journal.sqlite")
+        if run.variables.get("WARREN_REDIS") == "":
+            return recorded_in_sqlite(file) if file.exists() else Recorded()
+        return recorded_in_redis(self.redis.url, run.id)
+
+    def history(self, steps: Collection[Step]) -> str:
+        """When each of these was asked for, by whom, and when it was answered."""
+        return "; ".join(
+            f"{ask.step[1:]} {ask.gateway} {ask.at:.2f}-{ask.answered_at or 0:.2f}"
+            for ask in self.model.asks
+            if ask.step in steps
+        )
 
     def _forget(self, worker: Worker) -> None:
         if worker in self.workers[worker.kind]:
@@ -298,6 +336,7 @@ class Cluster:
         if missing:
             self.start(*missing)
         self.model.reset()
+        self.excused.clear()
 
     def settle(self) -> None:
         """End what a test that failed has left running."""
@@ -326,7 +365,7 @@ class Cluster:
         words = ["enqueue", str(file), "--env", self.environment_file, "--model", "m"]
         words += ["--run", run, "--wait", "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
-        process = self._spawn(words, log, {})
+        process = self._spawn(words, log, {}, f"{run}-1")
         return self._follow(Run(self, run, count, process, self.folder / "rows" / run, log))
 
     def collect(
@@ -343,7 +382,7 @@ class Cluster:
         words = ["collect", str(self.tasks(run, count)), "--env", self.environment_file]
         words += ["--model", "m", "--run", run, "-o", str(output), "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
-        process = self._spawn(words, log, variables)
+        process = self._spawn(words, log, variables, f"{run}-1")
         again = {k: v for k, v in variables.items() if k != "WARREN_CRASHPOINT"}
         return self._follow(Run(self, run, count, process, output, log, tuple(words), again))
 
@@ -353,7 +392,8 @@ class Cluster:
 
     def go_on(self, run: Run) -> None:
         """Type the run's command again, after it was killed."""
-        run.process = self._spawn(run.command, run.log, run.variables)
+        run.starts += 1
+        run.process = self._spawn(run.command, run.log, run.variables, run.name)
 
     # -- time
 
@@ -384,10 +424,14 @@ class Cluster:
         """Wait until the model has answered so often: a run is well under way."""
         self.until(lambda: self.model.answered.total() >= count, within_s, self._dead)
 
-    def back_to_work(self, within_s: float = 10.0) -> float:
-        """Wait for the first new answers since now; the seconds that it took."""
+    def back_to_work(self, run: Run, within_s: float = 30.0) -> float:
+        """Wait for new answers since now, unless the run has all of its; seconds that it took."""
         seen = self.model.answered.total()
-        return self.until(lambda: self.model.answered.total() >= seen + 5, within_s, self._dead)
+        return self.until(
+            lambda: self.model.answered.total() >= seen + 5 or run.all_answered(),
+            within_s,
+            self._dead,
+        )
 
     def redis_say(self, command: str) -> None:
         """Send Redis one command."""
