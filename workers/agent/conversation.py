@@ -1,7 +1,7 @@
 """A conversation that grows: every item is packed and hashed once, however often it is sent."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from broker import codec
@@ -24,9 +24,9 @@ class Conversation:
         self.extend(items)
 
     @property
-    def items(self) -> Sequence[Item]:
+    def items(self) -> tuple[Item, ...]:
         """The items so far. Treat them as frozen: what was sent can't be changed."""
-        return self._items
+        return tuple(self._items)
 
     def __len__(self) -> int:
         return len(self._items)
