@@ -158,10 +158,17 @@ async def test_an_agent_that_raises_is_a_failed_rollout_that_names_the_line() ->
     assert "test_agent_worker" in error.where
 
 
-async def test_an_agent_that_exits_costs_nobody_else_a_result() -> None:
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["agent", "branch"])
+async def test_an_agent_that_exits_costs_nobody_else_a_result(
+    error: type[BaseException], place: str
+) -> None:
+    async def leave(ctx: Context) -> None:
+        raise error(1)
+
     async def agent(ctx: Context, task: AgentTask) -> None:
         if task.row["index"] == 0:
-            raise SystemExit(1)
+            await (leave(ctx) if place == "agent" else ctx.gather(leave, leave))
         await ctx.model()
 
     spec = EnvironmentSpec(name="env", agent=agent, rewards=[REWARD])

@@ -1,6 +1,9 @@
 """Scripted policies through the gateway."""
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from broker.messages import ModelResult
 from tests.support.gateway import output, serving
@@ -45,10 +48,24 @@ async def test_a_policy_that_raises_fails_its_call_and_says_why() -> None:
     assert "no idea" in result.error.message
 
 
-async def test_a_policy_that_returns_nonsense_fails_its_call() -> None:
-    result = await ask(lambda _: 3)  # type: ignore[arg-type,return-value]
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, BaseException])
+async def test_an_async_policy_that_exits_fails_its_call_alone(error: type[BaseException]) -> None:
+    async def policy(_: PolicyRequest) -> str:
+        raise error("away")
+
+    result = await ask(policy)
     assert result.error is not None
-    assert "not text or a list" in result.error.message
+    assert result.error.kind == "model"
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [(3, "not text or a list"), ([{"type": "message", "content": object()}], "can not serialize")],
+)
+async def test_a_policy_that_returns_nonsense_fails_its_call(said: Any, complaint: str) -> None:
+    result = await ask(lambda _: said)
+    assert result.error is not None
+    assert complaint in result.error.message
 
 
 async def test_a_gateway_consumes_every_lane_of_each_of_its_models() -> None:

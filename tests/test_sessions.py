@@ -174,12 +174,15 @@ async def test_an_agent_that_swallows_the_loss_is_not_believed() -> None:
         assert trajectory_of(result).status == "failed"
 
 
-async def test_a_session_that_can_not_be_opened_fails_its_rollout_with_the_reason() -> None:
+@pytest.mark.parametrize("raised", [OSError, KeyboardInterrupt, SystemExit])
+async def test_a_session_that_can_not_be_opened_fails_its_rollout_with_the_reason(
+    raised: type[BaseException],
+) -> None:
     env = Environment("till")
 
     @env.session
     async def broken() -> AsyncIterator[None]:
-        raise OSError("no display")
+        raise raised("no display")
         yield
 
     async with (

@@ -106,6 +106,32 @@ async def test_sys_exit_in_a_tool_ends_the_call_and_nothing_else(
         assert "sys.exit" in result.error.message or "SystemExit" in result.error.message
 
 
+class Mute(Exception):
+    """Even asking what it says raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, BaseException, Mute])
+async def test_whatever_a_tool_raises_ends_its_call_and_nothing_else(
+    env: Environment, error: type[BaseException]
+) -> None:
+    @env.tool(name="async")
+    async def on_the_loop() -> str:
+        raise error
+
+    @env.tool(name="sync")
+    def in_a_thread() -> str:
+        raise error
+
+    async with tool_bench(env) as bench:
+        for kind in ("async", "sync"):
+            result = await bench.call(kind)
+            assert result.error is not None
+            assert error.__name__ in result.error.message
+
+
 async def test_a_long_output_is_cut_and_flagged(env: Environment) -> None:
     @env.tool(max_output_bytes=200)
     async def talk() -> str:

@@ -3,7 +3,9 @@
 import asyncio
 import traceback
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 #: What a cancelled async function may still take to clean up before it counts as lost.
 CLEANUP_S: Final = 1.0
@@ -23,9 +25,9 @@ class Overdue(Exception):
 async def within(timeout_s: float, work: Awaitable[Any]) -> Any:
     """Await user code for so long; what it returns or raises. Raises Overdue.
 
-    Whatever it raises that is no Exception (SystemExit) becomes a RuntimeError.
+    Whatever it raises that is no Exception (SystemExit, KeyboardInterrupt) becomes a RuntimeError.
     """
-    task = asyncio.ensure_future(_without_exit(work))
+    task = asyncio.ensure_future(without_exit(work))
     try:
         done, _ = await asyncio.wait([task], timeout=timeout_s)
         if not done:
@@ -37,14 +39,34 @@ async def within(timeout_s: float, work: Awaitable[Any]) -> Any:
         task.add_done_callback(_forget)
     if task.cancelled():
         raise RuntimeError("it cancelled itself")
-    return task.result()
+    try:
+        return task.result()
+    except Exception:
+        raise
+    except BaseException as e:
+        raise RuntimeError(f"it raised {described(e)}") from e
 
 
-async def _without_exit(work: Awaitable[Any]) -> Any:
+async def without_exit(work: Awaitable[T]) -> T:
+    """Await user code in a task of its own: there these two would end the loop itself.
+
+    Ctrl-C is not among them: commands and workers are told of it by their signal handlers.
+    """
     try:
         return await work
     except SystemExit as e:
         raise RuntimeError(f"it called sys.exit({e.code!r})") from e
+    except KeyboardInterrupt as e:
+        raise RuntimeError("it raised KeyboardInterrupt") from e
+
+
+def described(error: BaseException) -> str:
+    """`ValueError: what it says`, whatever an author's exception does when it is asked."""
+    try:
+        text = str(error)
+    except Exception:  # `__str__` is user code too
+        text = "(its text can't be read)"
+    return f"{type(error).__name__}: {text}".encode(errors="replace").decode()
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from broker import codec
 from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import Failure, Packed, Status, Usage
-from workers.limited import Overdue, last_lines, within
+from workers.limited import Overdue, described, last_lines, within
 from workers.owner import Nondeterministic, Replaced
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
 
@@ -91,8 +91,7 @@ async def evaluate(
         if isinstance(cause, OURS):
             raise cause from e
         where = last_lines(cause).encode(errors="replace").decode()
-        said = f"{type(cause).__name__}: {cause}".encode(errors="replace").decode()
-        return Scored(error=reward_failure(reward.name, said[:4096], where))
+        return Scored(error=reward_failure(reward.name, described(cause)[:4096], where))
 
 
 def reward_failure(name: str, message: str, where: str = "") -> Failure:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from workers.limited import described
+
 
 @dataclass(slots=True)
 class _Job:
@@ -82,5 +84,5 @@ def _settle(job: _Job, result: Any, error: BaseException | None) -> None:
     elif isinstance(error, Exception) and not isinstance(error, StopIteration):
         job.done.set_exception(error)
     else:  # a future takes no StopIteration, and SystemExit would end the loop
-        wrapped = RuntimeError(f"raised {type(error).__name__}: {error}")
+        wrapped = RuntimeError(f"raised {described(error)}")
         job.done.set_exception(wrapped.with_traceback(error.__traceback__))

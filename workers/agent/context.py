@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from broker.messages import Failure, ToolResult, Usage
 from workers.agent.calls import CallMaker
 from workers.agent.conversation import Conversation
+from workers.limited import without_exit
 from workers.spec import Item, message_text
 
 T = TypeVar("T")
@@ -184,7 +185,7 @@ class Context:
 
 
 async def _await(branch: Awaitable[T]) -> T:
-    return await branch
+    return await without_exit(branch)
 
 
 def _arguments(call: Item) -> str:

@@ -20,6 +20,7 @@ from workers.agent.calls import CallMaker, RolloutEnded
 from workers.agent.context import AgentTask, Context, ModelFailed
 from workers.agent.loop import tool_loop
 from workers.agent.prompt import model_options, offered_tools, prompt_items
+from workers.limited import described
 from workers.owner import Nondeterministic, Owner, Replaced
 from workers.sessions import SessionGone
 from workers.spec import EnvironmentSpec
@@ -140,7 +141,7 @@ def _end_of(error: BaseException) -> _End:
     """Find what happened in an exception (or a group of them); raise what is not the agent's."""
     leaves = list(_leaves(error))
     for leaf in leaves:
-        if isinstance(leaf, (*_OURS, KeyboardInterrupt)):
+        if isinstance(leaf, _OURS):
             raise leaf
     for leaf in leaves:
         match leaf:
@@ -165,7 +166,7 @@ def _agent_failure(error: BaseException) -> Failure:
     lines = traceback.format_exception(error)
     return Failure(
         kind="agent",
-        message=f"{type(error).__name__}: {error}",
+        message=described(error)[:4096],
         where="".join(lines[-_TRACEBACK_LINES:]).strip(),
     )
 

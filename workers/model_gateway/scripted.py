@@ -1,5 +1,6 @@
 """`scripted/<environment>`: the environment's own policy plays, for demos and tests."""
 
+import asyncio
 import inspect
 import time
 import traceback
@@ -7,6 +8,7 @@ from typing import Any, Final, cast
 
 from broker import codec
 from broker.messages import ModelResult, Usage
+from workers.limited import without_exit
 from workers.model_gateway.answers import completed
 from workers.model_gateway.backend import BackendRequest, Refused
 from workers.spec import EnvironmentSpec, Item, PolicyRequest
@@ -41,11 +43,13 @@ class ScriptedBackend:
         )
         started = time.monotonic()
         try:
-            said = await self._ask(asked)
+            said = await without_exit(self._ask(asked))
             items = completed(_items(said), request)
-        except Exception as e:  # the border to user code
+            return _result(items, request, time.monotonic() - started)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as e:  # the border to user code
             raise Refused(f"the scripted policy failed: {_last_lines(e)}") from e
-        return _result(items, request, time.monotonic() - started)
 
     async def _ask(self, asked: PolicyRequest) -> list[Item] | str:
         said: Any = (
@@ -82,5 +86,5 @@ def _result(items: list[Item], request: BackendRequest, seconds: float) -> Model
     )
 
 
-def _last_lines(error: Exception) -> str:
+def _last_lines(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)[-3:]).strip()

@@ -14,7 +14,7 @@ import msgspec
 import pydantic_core
 
 from broker.messages import Failure, ToolResult
-from workers.limited import Overdue, last_lines, within
+from workers.limited import Overdue, described, last_lines, within
 from workers.spec import BadArguments, EnvironmentSpec, StateSpec, ToolRun, ToolSpec
 
 IN_DOUBT: Final = "may or may not have happened: check before you call it again."
@@ -159,7 +159,7 @@ def _text(value: object) -> str:
 
 def raised(error: Exception, tool: ToolSpec | None) -> ToolResult:
     """The result of a function that raised."""
-    message = f"{type(error).__name__}: {error}".encode(errors="replace").decode()
+    message = described(error)
     limit = tool.max_output_bytes if tool else 4096
     where = last_lines(error).encode(errors="replace").decode()
     failure = Failure(kind="tool", message=message[:limit], where=where[-4096:])

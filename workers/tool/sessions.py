@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from workers.limited import described
 from workers.sessions import Address, SessionGone
 from workers.spec import SessionSpec
 
@@ -113,7 +114,7 @@ class _Session:
             if not self._ready.done():
                 self._ready.cancel()
             raise
-        except (Exception, SystemExit) as e:  # the border to user code
+        except BaseException as e:  # the border to user code
             self._failed(e)
 
     def _failed(self, error: BaseException) -> None:
@@ -122,7 +123,7 @@ class _Session:
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             self._ready.set_exception(error)
         else:
-            self._ready.set_exception(RuntimeError(f"raised {type(error).__name__}: {error}"))
+            self._ready.set_exception(RuntimeError(f"raised {described(error)}"))
 
     async def _until_closed(self) -> None:
         clock = asyncio.get_running_loop().time
