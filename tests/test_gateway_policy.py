@@ -29,7 +29,7 @@ async def test_every_endpoint_is_paused_loaded_flushed_named_and_resumed_in_this
     ("wrong", "says"),
     [
         (provider.error(500, f"no such directory, key {KEY.reveal()}"), "no such directory"),
-        (provider.resets, "Disconnected"),
+        (provider.resets, "without an answer"),
     ],
 )
 async def test_an_endpoint_that_cannot_load_is_resumed_and_keeps_its_version(

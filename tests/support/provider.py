@@ -7,6 +7,8 @@ of the script, then the default for ever; `seen` has every request, in order of 
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -222,4 +224,11 @@ async def breaks_off(_: Seen, writer: asyncio.StreamWriter) -> None:
 
 async def resets(_: Seen, writer: asyncio.StreamWriter) -> None:
     """Reset the connection."""
+    reset(writer)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close it with RST: `abort` alone says FIN where everything was read."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()

@@ -65,4 +65,9 @@ def chosen_api(api: Api, base_url: str) -> Api:
     """The API to speak with this endpoint, where nothing but its URL is known."""
     if api != "auto":
         return api
-    return "responses" if urlsplit(base_url).hostname == "api.openai.com" else "chat"
+    return "responses" if is_openai(base_url) else "chat"
+
+
+def is_openai(base_url: str) -> bool:
+    """Whether OpenAI itself answers there."""
+    return urlsplit(base_url).hostname == "api.openai.com"

@@ -35,6 +35,11 @@ class Probed(Backend, Protocol):
         """What the engine says of its load; None where it says nothing, now and later."""
         ...
 
+    @property
+    def resent(self) -> int:
+        """Requests sent once more, since the server had just closed their kept connection."""
+        ...
+
     def policy_changed(self) -> None:
         """It may have new weights: ask it for its version again."""
         ...
@@ -59,7 +64,7 @@ class EndpointStatus:
     waiting: int
     """Calls that wait for a slot."""
     requests: int
-    """Sent since the start."""
+    """Sent since the start; those sent twice (`Probed.resent`) count as two."""
 
 
 class Endpoint:
@@ -89,7 +94,7 @@ class Endpoint:
             limit=slots.limit,
             in_flight=slots.held,
             waiting=slots.waiting,
-            requests=self.requests,
+            requests=self.requests + self.backend.resent,
         )
 
     async def ask(self, request: BackendRequest, changed: Callable[[], None]) -> ModelResult:

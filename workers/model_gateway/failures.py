@@ -34,6 +34,8 @@ def status_error(status: int, text: str, headers: Mapping[str, str]) -> BackendE
             retry_after_s=retry_after_s(headers),
             throttled=status == 429,
         )
+    if 300 <= status < 400 and "location" in headers:
+        return Refused(f"HTTP {status}: moved to {headers['location']}; use that as base URL")
     if status in (400, 413, 422) and _OVERFLOW.search(text):
         return ContextOverflow(message)
     return Refused(message)

@@ -1,11 +1,12 @@
-"""HTTP sessions and bodies: no limit of connections, since slots are the limit; one of size."""
+"""What both ways to a provider hold to: how large an answer may be, how long connections live.
+
+The number of connections has no limit, since slots are the limit.
+"""
 
 import urllib.request
 from collections.abc import AsyncIterable
 from typing import Final
 from urllib.parse import urlsplit
-
-import aiohttp
 
 from workers.model_gateway.backend import Retryable
 
@@ -13,14 +14,8 @@ CONNECT_S: Final = 10.0
 #: A longer answer would not fit a message, and 1,000 of them not the gateway.
 MAX_ANSWER_BYTES: Final = 12 * 1024 * 1024
 _TOO_LARGE_TRIES: Final = 2
-_KEEPALIVE_S: Final = 30.0
-
-
-def new_session(proxy: str | None = None) -> aiohttp.ClientSession:
-    """A session for one endpoint. Call on the event loop; close it. Time out around requests."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=60)
-    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, proxy=proxy)
+#: An idle connection is closed after this long; most servers do so earlier.
+KEEPALIVE_S: Final = 30.0
 
 
 def environment_proxy(url: str) -> str | None:
@@ -33,13 +28,6 @@ def environment_proxy(url: str) -> str | None:
     return proxies.get(parts.scheme) or proxies.get("all")
 
 
-async def read_bounded(answer: aiohttp.ClientResponse) -> bytes:
-    """The whole body. Raises Retryable above MAX_ANSWER_BYTES, having read no more."""
-    if answer.content_length is not None and answer.content_length <= MAX_ANSWER_BYTES:
-        return await answer.read()
-    return await joined(answer.content.iter_any())
-
-
 async def joined(chunks: AsyncIterable[bytes]) -> bytes:
     """The body that these make. Raises Retryable above MAX_ANSWER_BYTES, having read no more."""
     parts, size = [], 0
@@ -47,6 +35,11 @@ async def joined(chunks: AsyncIterable[bytes]) -> bytes:
         parts.append(chunk)
         size += len(chunk)
         if size > MAX_ANSWER_BYTES:
-            what = f"the answer is larger than {MAX_ANSWER_BYTES} bytes"
-            raise Retryable(what, kind="model", healthy=True, max_tries=_TOO_LARGE_TRIES)
+            raise too_large()
     return b"".join(parts)
+
+
+def too_large() -> Retryable:
+    """The error for an answer above MAX_ANSWER_BYTES."""
+    what = f"the answer is larger than {MAX_ANSWER_BYTES} bytes"
+    return Retryable(what, kind="model", healthy=True, max_tries=_TOO_LARGE_TRIES)

@@ -1,4 +1,4 @@
-"""OpenAI, Azure OpenAI and every OpenAI-compatible server, through the `openai` SDK.
+"""OpenAI and Azure OpenAI, and servers behind a proxy, through the `openai` SDK.
 
 The SDK builds, signs and sends requests; it never retries (the gateway does) and its answers are
 read from their bytes, within a size, since a provider's JSON may be anything.
@@ -78,6 +78,11 @@ class OpenAIBackend:
     async def load(self) -> EngineLoad | None:
         """Nothing is known of foreign engines."""
         return None
+
+    @property
+    def resent(self) -> int:
+        """aiohttp sends no POST twice."""
+        return 0
 
     def policy_changed(self) -> None:
         """Nothing is known of foreign weights."""

@@ -17,7 +17,7 @@ from broker.shared.memory import MemoryShared
 from workers.executor import Executor
 from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
-from workers.model_gateway.config import ModelConfig, chosen_api
+from workers.model_gateway.config import ModelConfig, is_openai
 from workers.model_gateway.endpoint import Endpoint, Probed
 from workers.model_gateway.gateway import ModelGateway
 from workers.model_gateway.policy_watch import watching
@@ -82,10 +82,10 @@ def _backend(config: ModelConfig, url: str) -> Probed:
         from workers.model_gateway.vllm_backend import VllmBackend
 
         return VllmBackend(config, url)
-    if config.azure is None and config.api == "auto" and chosen_api("auto", url) == "chat":
-        from workers.model_gateway.recognised import RecognisedBackend
+    if config.azure is None and config.api in ("auto", "chat") and not is_openai(url):
+        from workers.model_gateway.recognised import RecognisedBackend, compatible
 
-        return RecognisedBackend(config, url)
+        return compatible(config, url) if config.api == "chat" else RecognisedBackend(config, url)
     from workers.model_gateway.openai_backend import OpenAIBackend
 
     return OpenAIBackend(config, url)

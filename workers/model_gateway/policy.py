@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from broker.masking import mask_url
 from broker.shared.base import PauseMode, PolicyUpdateFailed
+from workers.model_gateway.backend import Retryable
 from workers.model_gateway.config import ModelConfig
-from workers.model_gateway.http import new_session, read_bounded
+from workers.model_gateway.http_client import HttpClient
 from workers.model_gateway.masking import masked
 
 #: `wait` lasts as long as the longest running answer; loading, as the disk takes.
@@ -49,7 +50,8 @@ async def _collected(update: Awaitable[None], failures: list[PolicyUpdateFailed]
 
 async def _update(config: ModelConfig, url: str, version: int, path: str, mode: PauseMode) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        engine = _Engine(config, url, await stack.enter_async_context(new_session()))
+        engine = _Engine(config, url)
+        stack.push_async_callback(engine.close)
         await engine.post(f"/pause?mode={mode}")
         try:
             reload = {"method": "reload_weights", "kwargs": {"weights_path": path}}
@@ -61,10 +63,13 @@ async def _update(config: ModelConfig, url: str, version: int, path: str, mode: 
 
 
 class _Engine:
-    def __init__(self, config: ModelConfig, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, config: ModelConfig, url: str) -> None:
         self._config = config
         self._root = url.rstrip("/").removesuffix("/v1")
-        self._session = session
+        self._http = HttpClient(url, config.api_key, resends=False)
+
+    async def close(self) -> None:
+        await self._http.close()
 
     async def flush(self) -> None:
         """Forget prefixes computed with the old weights, those of frozen requests too."""
@@ -74,20 +79,17 @@ class _Engine:
             raise self._failure("/reset_prefix_cache", "it kept the old prefixes")
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        key = self._config.api_key
-        headers = {"authorization": f"Bearer {key.reveal()}"} if key else {}
+        packed = b"" if body is None else msgspec.json.encode(body)
+        target = urlsplit(self._root).path + path
         try:
-            async with (
-                asyncio.timeout(_TIMEOUT_S),
-                self._session.post(self._root + path, json=body, headers=headers) as answer,
-            ):
-                content = await read_bounded(answer)
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as e:
+            async with asyncio.timeout(_TIMEOUT_S):
+                answer = await self._http.request("POST", target, packed)
+        except (ConnectionError, Retryable, TimeoutError) as e:
             raise self._failure(path, f"{type(e).__name__}: {e}") from e
         if answer.status != 200:
-            text = content.decode(errors="replace")
+            text = answer.body.decode(errors="replace")
             raise self._failure(path, f"HTTP {answer.status}: {text}")
-        return content
+        return answer.body
 
     def _failure(self, path: str, why: str) -> PolicyUpdateFailed:
         hint = " (is VLLM_SERVER_DEV_MODE=1 set?)" if "HTTP 404" in why else ""

@@ -5,9 +5,11 @@ from typing import Final
 
 from broker.messages import ModelResult
 from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.chat_backend import ChatBackend
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.endpoint import Probed
+from workers.model_gateway.http import environment_proxy
 from workers.model_gateway.vllm_backend import VllmBackend
 
 _RECOGNISE_S: Final = 10.0
@@ -39,6 +41,11 @@ class RecognisedBackend:
         """vLLM's own figures."""
         return await self._vllm.load()
 
+    @property
+    def resent(self) -> int:
+        """Requests sent twice."""
+        return (self._chosen or self._vllm).resent
+
     def policy_changed(self) -> None:
         """It may have new weights."""
         self._vllm.policy_changed()
@@ -63,10 +70,17 @@ class RecognisedBackend:
         if "vllm" in await self._vllm.owners(_RECOGNISE_S):
             self._chosen = self._vllm
         else:
-            from workers.model_gateway.openai_backend import OpenAIBackend
-
-            self._chosen = OpenAIBackend(self._config, self._base_url)
+            self._chosen = compatible(self._config, self._base_url)
         return self._chosen
+
+
+def compatible(config: ModelConfig, base_url: str) -> Probed:
+    """Chat Completions at a server that is not OpenAI's; through the SDK where a proxy leads."""
+    if environment_proxy(base_url) is None:
+        return ChatBackend(config, base_url)
+    from workers.model_gateway.openai_backend import OpenAIBackend
+
+    return OpenAIBackend(config, base_url)
 
 
 def _seen(task: asyncio.Task[Probed]) -> None:

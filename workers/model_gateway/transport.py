@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 import httpx2
 
-from workers.model_gateway.http import CONNECT_S, environment_proxy, new_session
+from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S, environment_proxy
 
 _CHUNK_BYTES: Final = 64 * 1024
 #: Hop-by-hop or recomputed by aiohttp.
@@ -29,7 +29,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send; the answer's body is read as the caller asks for it."""
         if self._session is None:
-            self._session = new_session(environment_proxy(str(request.url)))
+            self._session = _new_session(environment_proxy(str(request.url)))
         read_s = request.extensions.get("timeout", {}).get("read")
         with _typed(request):
             answer = await self._session.request(
@@ -53,6 +53,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _new_session(proxy: str | None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=60)
+    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, proxy=proxy)
 
 
 class _Body(httpx2.AsyncByteStream):

@@ -5,18 +5,14 @@ ids with the end token, and their logprobs, all or nothing. All sampling paramet
 the server's generation config would fill in what is left out.
 """
 
-import asyncio
 import contextlib
-import re
 import secrets
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from broker import codec
 from broker.messages import ModelResult, Tokens, VersionSpan
@@ -27,10 +23,9 @@ from workers.model_gateway.backend import BackendError, BackendRequest, Refused,
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import UNSENDABLE, assistant_items, chat_tools, messages_of
-from workers.model_gateway.failures import status_error, unusable
+from workers.model_gateway.failures import unusable
 from workers.model_gateway.fields import chat_fields
-from workers.model_gateway.http import new_session, read_bounded
-from workers.model_gateway.masking import masked
+from workers.model_gateway.server import ModelServer
 from workers.model_gateway.versions import VersionReader
 from workers.model_gateway.vllm_tokens import Continued, TokenPath
 
@@ -48,7 +43,6 @@ _PRIORITY: Final[Mapping[Lane, int]] = {"resume": -1, "normal": 0, "bulk": 1, "s
 #: They drop ids, logprobs or calls that stay in the tokens.
 _NEVER_SENT: Final = ("include_reasoning", "parallel_tool_calls")
 _LOAD_TIMEOUT_S: Final = 5.0
-_OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 
 
 class _Logprob(msgspec.Struct, gc=False):
@@ -79,10 +73,7 @@ class VllmBackend:
 
     def __init__(self, config: ModelConfig, base_url: str) -> None:
         self._config = config
-        url = URL(base_url)
-        self._base = str(url.with_user(None) if config.api_key else url).rstrip("/")
-        self._root = self._base.removesuffix("/v1")
-        self._session: aiohttp.ClientSession | None = None
+        self._server = ModelServer(config, base_url)
         self._decoder = msgspec.json.Decoder(_Answer)
         self._versions = VersionReader(self._weight_info)
         self._tokens = TokenPath(self._post_root)
@@ -95,35 +86,34 @@ class VllmBackend:
         except UNSENDABLE as e:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
-        async with self._typed_errors(request.timeout_s), asyncio.timeout(request.timeout_s):
-            before = await self._versions.known()
-            continued = await self._tokens.generate(request, body)
-            if continued is None:
-                answer = self._read(await self._post(f"{self._base}/chat/completions", packed))
-            else:
-                answer = self._read_continued(continued)
-            told = continued.versions if continued is not None else None
-            versions = told or await self._versions.span(before)
+        async with self._server.within(request.timeout_s):
+            answer, versions = await self._ask(request, body, packed)
         seconds = time.monotonic() - started
         return self._result(answer, request, versions, seconds)
 
+    async def _ask(
+        self, request: BackendRequest, body: dict[str, Any], packed: bytes
+    ) -> tuple[_Answer, VersionSpan | None]:
+        """The answer, and the versions that can have sampled it."""
+        before = await self._versions.known()
+        continued = await self._tokens.generate(request, body)
+        if continued is None:
+            path = f"{self._server.base}/chat/completions"
+            answer = self._read(await self._server.post(path, packed))
+        else:
+            answer = self._read_continued(continued)
+        told = continued.versions if continued is not None else None
+        return answer, told or await self._versions.span(before)
+
     async def owners(self, timeout_s: float) -> set[str]:
-        """Who owns the models listed there; empty where none are. Raises BackendError."""
-        url, headers = f"{self._base}/models", self._authorization()
-        async with (
-            self._typed_errors(timeout_s),
-            asyncio.timeout(timeout_s),
-            self._open().get(url, headers=headers) as answer,
-        ):
-            if answer.status in {400, 404}:  # there, but lists no models
-                return set()
-            return set(_OWNED_BY.findall((await self._checked(answer)).decode(errors="replace")))
+        """Who owns the models listed there; empty where none are. Raises BackendErrors."""
+        return await self._server.owners(timeout_s)
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether the engine says it is healthy (endpoint.Probed)."""
         try:
-            async with self._typed_errors(timeout_s), asyncio.timeout(timeout_s):
-                await self._get(f"{self._root}/health")
+            async with self._server.within(timeout_s):
+                await self._server.get(f"{self._server.root}/health")
         except Retryable:
             return False
         except BackendError:
@@ -133,12 +123,18 @@ class VllmBackend:
     async def load(self) -> EngineLoad | None:
         """The engine's own figures; None where it has no metrics."""
         try:
-            async with self._typed_errors(_LOAD_TIMEOUT_S), asyncio.timeout(_LOAD_TIMEOUT_S):
-                return engine_load((await self._get(f"{self._root}/metrics")).decode())
+            async with self._server.within(_LOAD_TIMEOUT_S):
+                metrics = await self._server.get(f"{self._server.root}/metrics")
+            return engine_load(metrics.decode())
         except Retryable:
             return EngineLoad(running=0, waiting=0, kv_used=0.9)  # unknown: neither up nor down
         except (BackendError, UnicodeDecodeError):
             return None
+
+    @property
+    def resent(self) -> int:
+        """Requests sent twice (endpoint.Probed)."""
+        return self._server.resent
 
     def policy_changed(self) -> None:
         """It may have new weights (endpoint.Probed)."""
@@ -146,32 +142,15 @@ class VllmBackend:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    async def _post(self, url: str, body: bytes) -> bytes:
-        headers = {"content-type": "application/json", **self._authorization()}
-        async with self._open().post(url, data=body, headers=headers) as answer:
-            return await self._checked(answer)
+        await self._server.close()
 
     async def _post_root(self, path: str, body: Mapping[str, Any]) -> bytes:
-        return await self._post(self._root + path, msgspec.json.encode(body))
-
-    async def _get(self, url: str) -> bytes:
-        async with self._open().get(url, headers=self._authorization()) as answer:
-            return await self._checked(answer)
-
-    async def _checked(self, answer: aiohttp.ClientResponse) -> bytes:
-        body = await read_bounded(answer)
-        if answer.status != 200:
-            text = self._masked(body.decode(errors="replace"))
-            raise status_error(answer.status, text, answer.headers)
-        return body
+        return await self._server.post(self._server.root + path, msgspec.json.encode(body))
 
     async def _weight_info(self) -> int | None:
         """The engine's policy version; None where it has none, or is not in dev mode."""
         try:
-            info = msgspec.json.decode(await self._get(f"{self._root}/weight_info"))
+            info = msgspec.json.decode(await self._server.get(f"{self._server.root}/weight_info"))
         except Refused:
             return None
         except msgspec.DecodeError as e:
@@ -224,28 +203,6 @@ class VllmBackend:
             response_id=answer.id,
             seconds=seconds,
         )
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = new_session()
-        return self._session
-
-    def _authorization(self) -> dict[str, str]:
-        key = self._config.api_key
-        return {"authorization": f"Bearer {key.reveal()}"} if key else {}
-
-    def _masked(self, text: str) -> str:
-        return masked(text, (self._config.api_key,))
-
-    @contextlib.asynccontextmanager
-    async def _typed_errors(self, timeout_s: float) -> AsyncIterator[None]:
-        try:
-            yield
-        except TimeoutError:
-            raise Retryable(f"no answer within {timeout_s:g} s") from None
-        except (aiohttp.ClientError, ConnectionError) as e:
-            why = self._masked(f"{type(e).__name__}: {e}")
-            raise Retryable(f"the connection failed: {why}") from None
 
 
 def chat_body(request: BackendRequest) -> dict[str, Any]:

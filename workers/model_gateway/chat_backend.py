@@ -1,0 +1,72 @@
+"""An OpenAI-compatible server (SGLang, llama.cpp, ollama, LiteLLM, TGI, ...) without the SDK.
+
+The same requests, answers and errors as through the `openai` SDK, for a fraction of its CPU.
+"""
+
+import time
+from typing import Any
+
+import msgspec
+
+from broker.messages import ModelResult
+from workers.model_gateway.answer_chat import chat_result, json_object
+from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.congestion import EngineLoad
+from workers.model_gateway.conversion import OPEN_SERVER, UNSENDABLE, chat_tools, messages_of
+from workers.model_gateway.fields import chat_fields
+from workers.model_gateway.server import ModelServer
+
+
+class ChatBackend:
+    """One endpoint that speaks Chat Completions, at its own URL."""
+
+    def __init__(self, config: ModelConfig, base_url: str) -> None:
+        self._config = config
+        self._server = ModelServer(config, base_url)
+
+    async def generate(self, request: BackendRequest) -> ModelResult:
+        """Ask once (backend.Backend)."""
+        try:
+            packed = msgspec.json.encode(_body(request))
+        except UNSENDABLE as e:
+            raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
+        started = time.monotonic()
+        async with self._server.within(request.timeout_s):
+            answer = await self._server.post(f"{self._server.base}/chat/completions", packed)
+        seconds = time.monotonic() - started
+        return chat_result(json_object(answer), request, self._config.price, seconds)
+
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether anything but a server error is answered there (endpoint.Probed)."""
+        try:
+            await self._server.owners(timeout_s)
+        except Retryable as e:
+            return e.throttled
+        except BackendError:
+            pass
+        return True
+
+    async def load(self) -> EngineLoad | None:
+        """Nothing is known of foreign engines."""
+        return None
+
+    @property
+    def resent(self) -> int:
+        """Requests sent twice (endpoint.Probed)."""
+        return self._server.resent
+
+    def policy_changed(self) -> None:
+        """Nothing is known of foreign weights."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._server.close()
+
+
+def _body(request: BackendRequest) -> dict[str, Any]:
+    fields = chat_fields(request.options, length_field="max_tokens")
+    body = {"model": request.model, "messages": messages_of(request.items, OPEN_SERVER)} | fields
+    if request.tools:
+        return body | {"tools": chat_tools(request.tools)}
+    return {k: v for k, v in body.items() if k not in ("tool_choice", "parallel_tool_calls")}

@@ -1,0 +1,191 @@
+"""An HTTP/1.1 client for one server: connections kept, as many as there are requests.
+
+No proxies, no redirects, no cookies: what a model server of one's own never needs costs nothing
+here. Time out around requests; a request that is cancelled takes its connection along.
+"""
+
+import asyncio
+import base64
+import collections
+import contextlib
+import functools
+import socket
+import ssl
+import time
+from typing import Final, cast
+from urllib.parse import unquote, urlsplit
+
+import aiohappyeyeballs
+
+from broker.errors import UsageError
+from broker.masking import Secret, mask_url
+from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S
+from workers.model_gateway.http_connection import Answer, Broken, Connection, Unheard
+
+_RESOLVE_EVERY_S: Final = 60.0
+#: How long an address gets before the next one is tried beside it (RFC 8305).
+_NEXT_ADDRESS_S: Final = 0.25
+
+Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
+
+
+class HttpClient:
+    """Asks the server of one URL. Open it on the event loop; close it."""
+
+    def __init__(self, url: str, key: Secret | None = None, *, resends: bool = True) -> None:
+        """Authorised by `key` as a bearer token, else by the user and password in `url`.
+
+        `resends`: whether what a kept connection ended under, unheard, is sent once more.
+        """
+        parts = urlsplit(url)
+        if not parts.hostname or parts.scheme not in ("http", "https"):
+            where = mask_url(url)
+            raise UsageError(f"base URL {where!r} must begin with http:// or https:// and a host")
+        self._host = parts.hostname
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls else 80)
+        self._fixed_head = _fixed_head(url, key)
+        self._idle: collections.deque[Connection] = collections.deque()
+        self._open: set[Connection] = set()
+        self._addresses: collections.deque[Address] = collections.deque()
+        self._resolved_at = float("-inf")
+        self._resolving = asyncio.Lock()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._resends = resends
+        self.resent = 0
+        """Requests sent twice, since the server had just closed their connection."""
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> Answer:
+        """Ask, and read the whole answer, whatever its status.
+
+        Raises ConnectionError, and Retryable for an answer above MAX_ANSWER_BYTES.
+        """
+        request = b"%b%b%d\r\n\r\n%b" % (
+            _first_line(method, path),
+            self._fixed_head,
+            len(body),
+            body,
+        )
+        connection = self._kept()
+        if connection is not None:
+            try:
+                return await self._ask(connection, request)
+            except Unheard:
+                if not self._resends:
+                    raise
+                self.resent += 1
+        return await self._ask(await self._connect(), request)
+
+    async def close(self) -> None:
+        """Close all connections; requests that run fail."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        lost = [connection.lost for connection in self._open]
+        for connection in self._open:
+            connection.abort()
+        if lost:
+            await asyncio.wait(lost, timeout=1.0)
+
+    async def _ask(self, connection: Connection, request: bytes) -> Answer:
+        try:
+            answer = await connection.ask(request)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.idle:
+            self._keep(connection)
+        return answer
+
+    def _kept(self) -> Connection | None:
+        """The connection that was used last: the others may end."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle:
+                return connection
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        if self._sweep is None:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(KEEPALIVE_S, self._close_old)
+
+    def _close_old(self) -> None:
+        oldest = time.monotonic() - KEEPALIVE_S
+        while self._idle and self._idle[0].idle_since <= oldest:
+            self._idle.popleft().abort()
+        self._sweep = None
+        if self._idle:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(KEEPALIVE_S / 2, self._close_old)
+
+    async def _connect(self) -> Connection:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await self._connected()
+        except TimeoutError:
+            raise Broken(f"no connection within {CONNECT_S:g} s") from None
+        except OSError as e:  # refused, no such host, TLS
+            raise Broken(f"{type(e).__name__}: {e}") from e
+
+    async def _connected(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        addresses = await self._resolved()
+        free: socket.socket | None = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1
+        )
+        try:
+            _, connection = await loop.create_connection(
+                functools.partial(Connection, loop),
+                sock=free,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
+            )
+            free = None
+        finally:
+            if free is not None:  # the loop did not take it
+                with contextlib.suppress(OSError):
+                    free.close()
+        self._open.add(connection)
+        connection.lost.add_done_callback(lambda _: self._open.discard(connection))
+        return connection
+
+    async def _resolved(self) -> list[Address]:
+        """The server's addresses, each connection beginning with another one."""
+        async with self._resolving:
+            if time.monotonic() - self._resolved_at > _RESOLVE_EVERY_S:
+                loop = asyncio.get_running_loop()
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                self._addresses = collections.deque(cast("list[Address]", found))
+                self._resolved_at = time.monotonic()
+        addresses = list(self._addresses)
+        self._addresses.rotate(-1)
+        return addresses
+
+
+@functools.lru_cache(maxsize=64)
+def _first_line(method: str, path: str) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\n".encode("ascii")
+
+
+def _fixed_head(url: str, key: Secret | None) -> bytes:
+    """The headers of every request, up to the value of the last one."""
+    parts = urlsplit(url)
+    headers = {
+        "host": parts.netloc.rpartition("@")[2],
+        "user-agent": "warren",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+    }
+    if key is not None:
+        headers["authorization"] = f"Bearer {key.reveal()}"
+    elif parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    for name, value in headers.items():
+        if not value.isascii() or not value.isprintable():
+            what = "API key" if name == "authorization" else name
+            raise UsageError(f"the {what} of a model has characters that HTTP forbids")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{lines}content-length: ".encode("ascii")

@@ -1,0 +1,197 @@
+"""One HTTP/1.1 connection: a request at a time, its whole answer at once, within a size.
+
+llhttp's parser in C reads what comes: with chunks, 1xx, garbage. aiohttp does the same for three
+to five times the CPU. Nobody times out here: cut a request by cancelling it and aborting.
+"""
+
+import asyncio
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Final, NamedTuple, cast
+
+import httptools
+
+from workers.model_gateway.http import MAX_ANSWER_BYTES, too_large
+
+#: What a peer may send before the body begins.
+_MAX_HEAD_BYTES: Final = 64 * 1024
+#: Of everything that comes for one answer: chunks of one byte cost six.
+_MAX_RAW_BYTES: Final = 8 * MAX_ANSWER_BYTES
+#: Later than this after the request, a closed connection is a server that died of it.
+_RACE_S: Final = 1.0
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class Broken(ConnectionError):
+    """The connection ended, or spoke no HTTP, before the answer was there."""
+
+
+class Unheard(Broken):
+    """A connection that was used before ended just as the request was sent, without a byte.
+
+    The server had closed it while it was idle, so the request was not read: send it once more.
+    """
+
+
+class Connection(asyncio.Protocol):
+    """A connection that `asyncio` made. `ask` when `idle`; `abort` when an answer is given up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._reused = False
+        self._reset()
+        self.lost = loop.create_future()
+        """Done when the connection is closed."""
+        self.idle_since = 0.0
+        """When the last answer ended, of `time.monotonic`."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request may be sent: open, at peace, and the server keeps it."""
+        return self._waiter is None and self._transport is not None
+
+    def ask(self, request: bytes) -> asyncio.Future[Answer]:
+        """Send a whole request. The future raises Broken, Unheard, or Retryable for a large one."""
+        assert self._transport is not None
+        self._waiter = self._loop.create_future()
+        self._asked_at = time.monotonic()
+        self._transport.write(request)
+        return self._waiter
+
+    def abort(self) -> None:
+        """Close it without ceremony."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """(asyncio)"""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """(asyncio)"""
+        if self._waiter is None:  # nobody asked
+            return self.abort()
+        self._raw_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            return self._fail(Broken(f"the answer is no HTTP ({e})"))
+        if not self._in_body and self._raw_bytes > _MAX_HEAD_BYTES:
+            self._fail(Broken(f"the answer's head is larger than {_MAX_HEAD_BYTES} bytes"))
+        elif self._raw_bytes > _MAX_RAW_BYTES:
+            self._fail(too_large())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """(asyncio)"""
+        self._transport = None
+        if self._waiter is not None:
+            if self._in_body and self._until_closed and error is None:
+                self._deliver()
+            else:
+                self._fail(self._why_lost(error))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def _why_lost(self, error: Exception | None) -> Broken:
+        if not self._raw_bytes:
+            late = time.monotonic() - self._asked_at > _RACE_S
+            kind = Broken if late or not self._reused else Unheard
+            return kind(f"the server closed the connection without an answer{_because(error)}")
+        return Broken(f"the answer broke off after {self._raw_bytes} bytes{_because(error)}")
+
+    def on_message_begin(self) -> None:
+        """(httptools)"""
+        if self._waiter is None:  # more than one answer to one request
+            self.abort()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """(httptools)"""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """(httptools)"""
+        self._status = self._parser.get_status_code()
+        self._interim = self._status < 200
+        if not self._interim:
+            length = self._headers.get("content-length")
+            chunked = "transfer-encoding" in self._headers
+            self._in_body, self._until_closed = True, length is None and not chunked
+            if length is not None and int(length) > MAX_ANSWER_BYTES:
+                self._fail(too_large())
+
+    def on_body(self, body: bytes) -> None:
+        """(httptools)"""
+        self._parts.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > MAX_ANSWER_BYTES:
+            self._fail(too_large())
+
+    def on_message_complete(self) -> None:
+        """(httptools)"""
+        if self._interim:
+            self._headers.clear()
+        elif self._waiter is not None:
+            keep = self._parser.should_keep_alive()
+            self._deliver()
+            if not keep:
+                self.abort()
+
+    def _deliver(self) -> None:
+        parts, waiter, self._waiter = self._parts, self._waiter, None
+        answer = Answer(
+            self._status, self._headers, parts[0] if len(parts) == 1 else b"".join(parts)
+        )
+        self._reset()
+        self._reused, self.idle_since = True, time.monotonic()
+        if waiter is None or waiter.done():
+            return
+        try:
+            waiter.set_result(
+                answer if "content-encoding" not in answer.headers else _decoded(answer)
+            )
+        except (Broken, zlib.error) as e:
+            waiter.set_exception(e if isinstance(e, Broken) else Broken(f"its body: {e}"))
+
+    def _fail(self, error: Exception) -> None:
+        waiter, self._waiter = self._waiter, None
+        self.abort()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _reset(self) -> None:
+        self._headers: dict[str, str] = {}
+        self._parts: list[bytes] = []
+        self._status = self._body_bytes = self._raw_bytes = 0
+        self._in_body = self._until_closed = self._interim = False
+        self._asked_at = 0.0
+
+
+def _because(error: Exception | None) -> str:
+    return f" ({type(error).__name__}: {error})" if error is not None else ""
+
+
+def _decoded(answer: Answer) -> Answer:
+    """The answer with its body unpacked: some proxies compress what nobody asked them to."""
+    encoding = answer.headers["content-encoding"]
+    if encoding == "identity":
+        return answer
+    if encoding not in ("gzip", "deflate"):
+        raise Broken(f"its body is encoded as {encoding!r}, which nobody asked for")
+    unpack = zlib.decompressobj(47)  # gzip or zlib, as the header says
+    body = unpack.decompress(answer.body, MAX_ANSWER_BYTES)
+    if not unpack.eof:
+        raise Broken("its compressed body has no end, or is too large")
+    return answer._replace(body=body)
