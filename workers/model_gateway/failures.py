@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from workers.model_gateway.backend import BackendError, ContextOverflow, Refused, Retryable
+from workers.model_gateway.masking import masked
 
 #: The request was fine, its moment was not.
 _RETRYABLE: Final = frozenset({408, 409, 425, 429})
@@ -35,7 +36,9 @@ def status_error(status: int, text: str, headers: Mapping[str, str]) -> BackendE
             throttled=status == 429,
         )
     if 300 <= status < 400 and "location" in headers:
-        return Refused(f"HTTP {status}: moved to {headers['location']}; use that as base URL")
+        return Refused(
+            f"HTTP {status}: moved to {masked(headers['location'])}; use that as base URL"
+        )
     if status in (400, 413, 422) and _OVERFLOW.search(text):
         return ContextOverflow(message)
     return Refused(message)
