@@ -7,16 +7,16 @@ from a `Delivery` to more `Outgoing`s.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from broker.topology import QueueSpec
 
 Header = str | int
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A message on its way to an exchange."""
 
     exchange: str
@@ -24,7 +24,7 @@ class Outgoing:
     body: bytes
     kind: str = ""
     """The message's type and schema version, `task.v1`."""
-    headers: Mapping[str, Header] = field(default_factory=dict)
+    headers: Mapping[str, Header] = {}
     persistent: bool = True
 
 
@@ -79,8 +79,7 @@ OnDelivery = Callable[[Delivery], None]
 """Called on the event loop for each delivery. It must not block: it starts a task and returns."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
+class QueueDepth(msgspec.Struct, frozen=True):
     """How a queue stands."""
 
     ready: int

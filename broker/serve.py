@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from broker.base import Broker, Delivery, Outgoing
 from broker.errors import BrokerError, JournalUnavailable, QueueFull, WireError
 from broker.topology import DEAD, LADDER_S, QueueSpec, Stage, ladder_exchange
@@ -29,18 +31,15 @@ QUEUE_HEADER: Final = "warren-queue"
 MAX_FAILURES: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True):
     """Done, and what follows is durable."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveBack:
+class GiveBack(msgspec.Struct, frozen=True):
     """Not done: for somebody else, at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
+class Later(msgspec.Struct, frozen=True):
     """Not done: back in the same stage after a wait that costs nobody a slot."""
 
     delay_s: float
@@ -49,8 +48,7 @@ class Later:
     failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(msgspec.Struct, frozen=True):
     """Can never be done: to the dead letters, with the reason."""
 
     reason: str

@@ -8,8 +8,9 @@ chain of parents from its first call on. A record that contradicts itself is Und
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from broker import codec
 from broker.errors import Undecodable
@@ -19,8 +20,7 @@ Item = dict[str, Any]
 """A Responses API item."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """One finished call with its result unpacked."""
 
     record: CallRecord
@@ -29,8 +29,7 @@ class Node:
     """What the model wrote; empty for tools and failed calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One item of a transcript and who wrote it."""
 
     item: Item
@@ -38,8 +37,7 @@ class Entry:
     """Path of the model call that sampled it; None for what the model was given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """One training sequence: every later call's prompt extends all tokens before it.
 
     All three arrays have one length. `mask` is 1 where the policy sampled the token and 0 where

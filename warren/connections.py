@@ -81,9 +81,7 @@ async def _stores(
 
     journal = await SqliteJournal.open(journal_file)
     stack.push_async_callback(journal.close)
-    sqlite_runs = await SqliteRuns.open(journal_file)
-    stack.push_async_callback(sqlite_runs.close)
-    return journal, sqlite_runs
+    return journal, SqliteRuns(journal.database)
 
 
 async def check_reachable(settings: Settings, models: Iterable[ModelConfig]) -> None:

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -53,8 +52,7 @@ _BUSY_RETRY_S: Final = 0.5
 _PARTING_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """A call's packed result, final whether good or bad."""
 
     result: bytes
@@ -62,8 +60,7 @@ class Done:
     """The rollout's new state, where the tool may have changed it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Postponed:
+class Postponed(msgspec.Struct, frozen=True):
     """Nothing to store yet: try again after a wait in the broker."""
 
     delay_s: float

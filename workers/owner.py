@@ -11,8 +11,9 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
@@ -66,8 +67,7 @@ class Nondeterministic(Exception):
         self.path = path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One call to make: what, where to, and what it becomes when nobody answers in time."""
 
     path: str

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 #: A worker renews its lease this often ...
 LEASE_RENEW_S = 5.0
 #: ... and is taken for dead when it has not for this long. Its rollouts may then be taken over.
@@ -33,16 +35,14 @@ EXECUTOR_RENEW_S = 0.75
 EXECUTOR_LEASE_S = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A finished call as the journal has it."""
 
     request_hash: bytes
     result: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """This worker now owns the rollout: replay these results, then go on."""
 
     epoch: str
@@ -61,23 +61,20 @@ class Run:
     """Its agent has finished before: replaying costs nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owned:
+class Owned(msgspec.Struct, frozen=True):
     """Another *living* worker owns it: hand the task to that worker's held queue."""
 
     inbox: str
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """Its row is durable: drop the task."""
 
 
 Taken = Run | Owned | Committed
 
 
-@dataclass(frozen=True, slots=True)
-class Go:
+class Go(msgspec.Struct, frozen=True):
     """Do the work. The claim is this carrier's."""
 
     starts: int
@@ -86,46 +83,39 @@ class Go:
     state_version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """It was finished before: reply with this, then ack."""
 
     result: bytes
     inbox: str
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicate:
+class Duplicate(msgspec.Struct, frozen=True):
     """Another carrier holds the claim: its copy is unacked or on a ladder. Ack, drop this one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(msgspec.Struct, frozen=True):
     """Another executor, which lives, has this very copy in hand: keep ours and ask again soon."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(msgspec.Struct, frozen=True):
     """The path was finished or claimed with another request: the agent replays differently."""
 
     inbox: str
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(msgspec.Struct, frozen=True):
     """The call belongs to an older attempt, or the rollout is committed. Ack and drop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True):
     """The journal knows less than the owner did: tell the owner, who uploads and calls again."""
 
 
 Begun = Go | Found | Duplicate | Busy | Mismatch | Gone | Lost
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """The winning result (ours, or one that was first) and whom to tell."""
 
     result: bytes
@@ -133,8 +123,7 @@ class Finished:
     inbox: str
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(msgspec.Struct, frozen=True):
     """What the owner's sweep reads."""
 
     inbox: str
@@ -148,8 +137,7 @@ class Overview:
     state_version: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRef:
+class CallRef(msgspec.Struct, frozen=True, kw_only=True):
     """Which call, as its message carries it (messages.Call)."""
 
     rollout: str
@@ -167,8 +155,7 @@ class CallRef:
         return f"{self.carrier}@{self.executor}" if self.executor else self.carrier
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an owner knows of its rollout, to restore a journal that lost it."""
 
     rollout: str
@@ -179,7 +166,7 @@ class Upload:
     state: bytes = b""
     state_version: int = 0
     first_taken_at: float = 0.0
-    opened: Mapping[str, bytes] = field(default_factory=dict)
+    opened: Mapping[str, bytes] = {}
     """Calls that are out, by path, with their request hashes. What was begun of them is not known
     any more, so each counts as begun once: at-most-once tools must not run again."""
 

@@ -5,8 +5,10 @@ around them. `redis.py` states the same rules in Lua; one contract test holds fo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from broker.journal.base import (
     Begun,
@@ -27,8 +29,7 @@ Phase = Literal["run", "ended", "committed"]
 VERIFY: Final = "/verify"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(msgspec.Struct, frozen=True, kw_only=True):
     """All of a record but its calls and its state's bytes."""
 
     epoch: str
@@ -50,8 +51,7 @@ class Head:
 TOMBSTONE: Final = Head(epoch="", phase="committed")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One call: claimed (carrier set), finished (result set), or neither after an upload."""
 
     request_hash: bytes

@@ -6,8 +6,9 @@
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from broker.journal.base import (
     Begun,

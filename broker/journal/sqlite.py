@@ -71,6 +71,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.db = _connect(path)
         self._pending: list[_Job] = []
+        self.doubtful: Callable[[], None] = lambda: None
+        """Called when what was read earlier may no longer be so: a rollback, another writer."""
+        self._data_version = 0
         self._busy_since: float | None = None
         self._checkpointed = 0
         self._checkpoint: asyncio.Task[None] | None = None
@@ -110,15 +113,24 @@ class Database:
         try:
             if not self.db.in_transaction:
                 self.db.execute("BEGIN IMMEDIATE")
+            self._look_for_others()
             results = [operation() for operation in operations]
             self.db.execute("COMMIT")
         except Exception as e:
             with contextlib.suppress(sqlite3.Error):
                 self.db.execute("ROLLBACK")
+            self.doubtful()
             if len(operations) > 1:  # only the one that fails shall fail
                 return [result for one in operations for result in self._commit([one])]
             return [_translated(e)]
         return results
+
+    def _look_for_others(self) -> None:
+        """Whether another connection has written since we last did."""
+        (version,) = self.db.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self.doubtful()
 
     async def _copy_log(self) -> None:
         """Into the file, which waits for the disk; what comes meanwhile waits too."""
@@ -183,8 +195,9 @@ class SqliteJournal(LocalJournal):
     """`Journal` in a file; one process at a time."""
 
     def __init__(self, database: Database, *, lease_s: float, keep_s: float) -> None:
-        self._database = database
+        self.database = database
         self._table = SqliteTable(database.db)
+        database.doubtful = self._table.forget
         self._keep_s = keep_s
         self._expire_at = 0.0
         super().__init__(self._table, lease_s=lease_s)
@@ -205,12 +218,12 @@ class SqliteJournal(LocalJournal):
     async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if time.monotonic() >= self._expire_at:
             self._expire_at = time.monotonic() + min(_EXPIRE_EVERY_S, self._keep_s)
-            await self._database.do(partial(self._table.expire, self._keep_s))
-        return await self._database.do(partial(operation, *args, **kwargs))
+            await self.database.do(partial(self._table.expire, self._keep_s))
+        return await self.database.do(partial(operation, *args, **kwargs))
 
     async def close(self) -> None:
         """Commit what was asked for, then let go of the file."""
-        await self._database.close()
+        await self.database.close()
 
 
 class SqliteRuns:

@@ -1,8 +1,15 @@
-"""How records lie in SQLite: the tables of a journal's file, and `rules.Table` over them."""
+"""How records lie in SQLite: the tables of a journal's file, and `rules.Table` over them.
+
+What is known of living rollouts is kept in memory beside it, all but their results, since one
+process at a time writes. So a rollout's operations read nothing back, and write only what changed.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from broker.journal.record import TOMBSTONE, VERIFY, Entry, Head
 
@@ -44,6 +51,19 @@ _PUT_ENTRY: Final = (
     " result = excluded.result"
 )
 _ENTRIES: Final = "SELECT path, request_hash, carrier, starts, result FROM calls WHERE key = ?"
+_CALLS: Final = (
+    "SELECT path, request_hash, carrier, starts, result IS NOT NULL FROM calls WHERE key = ?"
+)
+
+
+@dataclass(slots=True)
+class _Live:
+    """A record without its results."""
+
+    head: Head
+    open: dict[str, Entry] = field(default_factory=dict)
+    """Calls without a result."""
+    done: set[str] = field(default_factory=set)
 
 
 class SqliteTable:
@@ -52,13 +72,21 @@ class SqliteTable:
     def __init__(self, db: Any) -> None:
         self._db = db
         self._execute = db.execute
+        self._live: dict[str, _Live] = {}
+
+    def forget(self) -> None:
+        """What is in memory may not be so: a transaction was undone, or somebody else wrote."""
+        self._live.clear()
 
     def head(self, key: str) -> Head | None:
+        live = self._live.get(key)
+        if live is not None:
+            return live.head
         row = self._execute(_HEAD, (key,)).fetchone()
         if row is None:
             return None
-        epoch, attempt, phase, inbox, idle_takes, strikes, version, first, stored, previous = row
-        return Head(
+        epoch, attempt, phase, inbox, idle_takes, strikes, version, first, _, previous = row
+        head = Head(
             epoch=epoch,
             attempt=attempt,
             phase=phase,
@@ -67,12 +95,30 @@ class SqliteTable:
             strikes=strikes,
             state_version=version,
             first_taken_at=first,
-            stored=stored,
             previous=previous,
         )
+        return head if phase == "committed" else self._load(key, head).head
 
-    def put(self, key: str, h: Head) -> None:
-        self._execute(_PUT, _row(key, h))
+    def _load(self, key: str, head: Head) -> _Live:
+        """What is stored of the record's calls, too: their number is nowhere else."""
+        live = self._live[key] = _Live(head)
+        for path, request_hash, carrier, starts, finished in self._execute(_CALLS, (key,)):
+            if finished:
+                live.done.add(path)
+            else:
+                live.open[path] = Entry(request_hash, carrier, starts)
+        live.head = replace(head, stored=len(live.done))
+        return live
+
+    def put(self, key: str, head: Head) -> None:
+        live = self._live.get(key)
+        if live is None:
+            self._load(key, head)
+        else:
+            known, live.head = live.head, head
+            if replace(known, stored=head.stored) == head:
+                return  # how many calls are stored, the calls themselves say
+        self._execute(_PUT, _row(key, head))
 
     def state(self, key: str) -> bytes:
         row = self._execute("SELECT state FROM states WHERE key = ?", (key,)).fetchone()
@@ -82,17 +128,32 @@ class SqliteTable:
         self._execute("REPLACE INTO states VALUES (?, ?)", (key, state))
 
     def entry(self, key: str, path: str) -> Entry | None:
+        live = self._live.get(key)
+        if live is not None and path not in live.done:
+            return live.open.get(path)
         row = self._execute(_ENTRY, (key, path)).fetchone()
         return None if row is None else Entry(*row)
 
     def put_entry(self, key: str, path: str, entry: Entry) -> None:
         row = (key, path, entry.request_hash, entry.carrier, entry.starts, entry.result)
         self._execute(_PUT_ENTRY, row)
+        live = self._live.get(key)
+        if live is None:
+            return
+        if entry.result is None:
+            live.open[path] = entry
+        else:
+            live.open.pop(path, None)
+            live.done.add(path)
 
     def entries(self, key: str) -> Mapping[str, Entry]:
+        live = self._live.get(key)
+        if live is not None and not live.done:
+            return dict(live.open)
         return {path: Entry(*row) for path, *row in self._execute(_ENTRIES, (key,))}
 
     def clear(self, key: str) -> None:
+        self._live.pop(key, None)
         self._execute("DELETE FROM calls WHERE key = ?", (key,))
         self._execute("DELETE FROM states WHERE key = ?", (key,))
 
@@ -102,6 +163,8 @@ class SqliteTable:
 
     def bury(self, keys: Sequence[str]) -> None:
         both = [(key + end,) for key in keys for end in ("", VERIFY)]
+        for (key,) in both:
+            self._live.pop(key, None)
         for table in ("calls", "states", "heads"):
             self._db.executemany(f"DELETE FROM {table} WHERE key = ?", both)
         self._db.executemany(_PUT, [_row(key, TOMBSTONE) for key in keys])

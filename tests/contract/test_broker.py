@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker import topology
@@ -78,7 +79,7 @@ async def test_an_empty_body_is_a_message_too(broker: Broker, tools: QueueSpec) 
 
 async def test_an_unroutable_publish_raises(broker: Broker, tools: QueueSpec) -> None:
     with pytest.raises(Unroutable):
-        await broker.publish(replace(to(tools), key="nobody"))
+        await broker.publish(msgspec.structs.replace(to(tools), key="nobody"))
     await broker.publish(to(tools))
 
 
@@ -476,7 +477,7 @@ async def test_a_hint_arrives_and_may_also_find_nobody(broker: Broker, fresh_nam
     inbox = topology.inbox(fresh_names.new("agent"))
     await broker.declare([inbox])
     hand = Hand()
-    broker.publish_hint(replace(to(inbox), key="nobody"))
+    broker.publish_hint(msgspec.structs.replace(to(inbox), key="nobody"))
     broker.publish_hint(Outgoing("warren.x.nowhere", "key", b"x"))
     async with broker.consume(inbox.name, 1, hand.take):
         async with asyncio.timeout(10):

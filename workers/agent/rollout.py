@@ -8,7 +8,6 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -63,8 +62,7 @@ class Watch:
             await work
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(msgspec.Struct, frozen=True):
     status: Status
     error: Failure | None = None
 

@@ -1,6 +1,6 @@
 """Tool calls in processes of their own: what is sent there, and what becomes of one that died."""
 
-import dataclasses
+import msgspec
 
 from broker import codec
 from broker.messages import Failure, ToolResult
@@ -27,7 +27,7 @@ async def perform_isolated(isolation: Isolation, spec: EnvironmentSpec, job: Job
     except ChildDied as e:
         return Performed(result=broken_off(tool, f"{name} {e}", where=name))
     performed = codec.read(Performed, answer)
-    return dataclasses.replace(performed, lost=False)  # what was lost died with its process
+    return msgspec.structs.replace(performed, lost=False)  # what was lost died with its process
 
 
 def handler(spec: EnvironmentSpec) -> Handler:

@@ -3,11 +3,9 @@
 The same code runs in the worker's process and in the child of an isolated call.
 """
 
-import dataclasses
 import difflib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +19,7 @@ IN_DOUBT: Final = "may or may not have happened: check before you call it again.
 _CUT: Final = "\n[output cut here: it is longer than {} bytes]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be run; plain data, so that it can go to another process."""
 
     tool: str
@@ -35,8 +32,7 @@ class Job:
     state: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Performed:
+class Performed(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a job."""
 
     result: ToolResult
@@ -62,7 +58,9 @@ async def perform(spec: EnvironmentSpec, job: Job, session: Any = None) -> Perfo
     except Exception as e:  # the border to user code
         done = Performed(result=raised(e, tool))
     seconds = round(time.monotonic() - started, 6)
-    return dataclasses.replace(done, result=msgspec.structs.replace(done.result, seconds=seconds))
+    return msgspec.structs.replace(
+        done, result=msgspec.structs.replace(done.result, seconds=seconds)
+    )
 
 
 def unknown_tool(spec: EnvironmentSpec, name: str) -> str:

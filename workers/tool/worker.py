@@ -5,7 +5,6 @@ the last time it ran, or once too many of its environment's threads are lost.
 """
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -122,7 +121,7 @@ class ToolWorker:
         except Exception as e:  # the border to user code
             return Performed(result=raised(e, None))
         result = msgspec.structs.replace(performed.result, session=codec.pack(address))
-        return dataclasses.replace(performed, result=result)
+        return msgspec.structs.replace(performed, result=result)
 
     async def _perform(
         self, spec: EnvironmentSpec, tool: ToolSpec | None, job: Job, starts: int

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -54,8 +53,7 @@ MAX_TAKES: Final = 6
 MAX_ISOLATED_TAKES: Final = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict with the digest of the trajectory that it is about."""
 
     digest: bytes
