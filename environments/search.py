@@ -70,10 +70,15 @@ async def read(document_id: str) -> str:
     return str(DOCUMENTS[document_id]["text"])
 
 
+def plain(text: str) -> list[str]:
+    """An answer's words: case, punctuation, `1,200` and an article before it mean nothing."""
+    return words(re.sub(r"(?i)^\W*(the|an?)\b(?=\W+\w)|(?<=\d),(?=\d{3}\b)", "", text))
+
+
 @env.reward(weight=0.7)
 def answer(rollout: Rollout) -> float:
-    said = words(["", *rollout.answer.strip().splitlines()][-1])
-    return float(bool(said) and said == words(str(rollout.task["expected_answer"])))
+    said = plain(["", *rollout.answer.strip().splitlines()][-1])
+    return float(bool(said) and said == plain(str(rollout.task["expected_answer"])))
 
 
 @env.reward(weight=0.3)

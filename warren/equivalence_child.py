@@ -47,7 +47,8 @@ def equal(said: str, expected: str) -> bool:
     from math_verify import parse, verify
 
     gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (expected, said))
-    return bool(verify(gold, target, timeout_seconds=None))
+    # `x < 3` is the interval, whichever of the two was expected
+    return bool(verify(gold, target, timeout_seconds=None, allow_set_relation_comp=True))
 
 
 def _limit() -> None:
