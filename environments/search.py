@@ -1,7 +1,7 @@
 """Questions about a small corpus: search it, read what helps, answer in a few words.
 
-Trains multi-step retrieval. The reward is 0.7 for the right answer on the last line and 0.3 for
-the share of the documents with the evidence that were read, among the first five that were.
+The reward is 0.7 for the right answer on the last line, and 0.3 for the share of the documents
+with the evidence that were read, among the first five that were.
 """
 
 import json
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 COUNTS = {id_: Counter(words(d["title"] + " " + d["text"])) for id_, d in DOCUMENTS.items()}
-LENGTH = sum(sum(counts.values()) for counts in COUNTS.values()) / len(COUNTS)
+LENGTH = sum(counts.total() for counts in COUNTS.values()) / len(COUNTS)
 
 
 def bm25(query: list[str], counts: Counter[str]) -> float:
@@ -40,8 +40,7 @@ def bm25(query: list[str], counts: Counter[str]) -> float:
     for word in set(query) & counts.keys():
         having = sum(word in other for other in COUNTS.values())
         rarity = math.log(1 + (len(COUNTS) - having + 0.5) / (having + 0.5))
-        often = counts[word] / (counts[word] + 0.5 + counts.total() / LENGTH)
-        score += rarity * often
+        score += rarity * counts[word] / (counts[word] + 0.5 + counts.total() / LENGTH)
     return score
 
 
@@ -52,9 +51,8 @@ async def search(query: str) -> list[dict[str, str]]:
     Args:
         query: a few words, for example `lighthouse Skerry`
     """
-    asked = words(query[:500])
-    ranked = sorted(COUNTS, key=lambda id_: (-bm25(asked, COUNTS[id_]), id_))
-    found = [id_ for id_ in ranked[:5] if bm25(asked, COUNTS[id_])]
+    scores = {id_: bm25(words(query[:500]), counts) for id_, counts in COUNTS.items()}
+    found = [id_ for id_ in sorted(scores, key=lambda id_: (-scores[id_], id_))[:5] if scores[id_]]
     return [{"id": id_, "title": DOCUMENTS[id_]["title"]} for id_ in found]
 
 
@@ -65,9 +63,9 @@ async def read(document_id: str) -> str:
     Args:
         document_id: as `search` gives it, for example `tarn-07`
     """
-    if document_id not in DOCUMENTS:
-        raise ValueError(f"there is no document {document_id[:40]!r}; search for one")
-    return str(DOCUMENTS[document_id]["text"])
+    if document_id in DOCUMENTS:
+        return str(DOCUMENTS[document_id]["text"])
+    raise ValueError(f"there is no document {document_id[:40]!r}; search for one")
 
 
 def plain(text: str) -> list[str]:
