@@ -1,7 +1,8 @@
 """Tries an environment: plays its tasks on its scripted policy, embedded, and says what is wrong.
 
 Everything is real but the model: queues, journal, agent, tools and verifiers. It plays twice, and
-whatever differs is not deterministic.
+whatever differs is not deterministic. After the first time other workers get the same tasks and the
+journal, as after a crash: an agent that then asks anything else than before would lose rollouts.
 """
 
 import asyncio
@@ -109,21 +110,34 @@ def _look_at_rows(rows: Sequence[bytes], report: Report) -> list[bytes]:
 async def _play_and_compare(spec: EnvironmentSpec, rows: Sequence[bytes], report: Report) -> None:
     try:
         async with asyncio.timeout(DEADLINE_S):
-            first = await _play(spec, rows)
-            second = await _play(spec, rows)
+            first, replayed = await _play(spec, rows, rounds=2)
+            [second] = await _play(spec, rows)
     except TimeoutError:
         report.problems.append(f"it did not finish within {DEADLINE_S:g} s: something never ends")
         return
     _account(spec, first, report)
-    _compare(first, second, "played again", report)
+    if not _compare(first, replayed, "replayed as after a crash", report):
+        _compare(first, second, "played again", report)
 
 
-async def _play(spec: EnvironmentSpec, rows: Sequence[bytes]) -> list[Played]:
-    """All rollouts, on an embedded system of their own."""
+async def _play(
+    spec: EnvironmentSpec, rows: Sequence[bytes], rounds: int = 1
+) -> list[list[Played]]:
+    """All rollouts; in further rounds workers that know only the journal get the same tasks."""
     repeats = range(REPEATS)
     tasks = [_task(spec, i, repeat, row) for i, row in enumerate(rows) for repeat in repeats]
-    broker, journal, stop = MemoryBroker(), MemoryJournal(), asyncio.Event()
+    broker, journal = MemoryBroker(), MemoryJournal()
+    try:
+        return [await _round(spec, tasks, broker, journal) for _ in range(rounds)]
+    finally:
+        await broker.close()
+
+
+async def _round(
+    spec: EnvironmentSpec, tasks: Sequence[Task], broker: MemoryBroker, journal: MemoryJournal
+) -> list[Played]:
     arrived: asyncio.Queue[Result] = asyncio.Queue()
+    stop = asyncio.Event()
 
     async def collect(delivery: Delivery) -> Outcome:
         arrived.put_nowait(codec.decode(Result, delivery.body, delivery.kind))
@@ -141,7 +155,6 @@ async def _play(spec: EnvironmentSpec, rows: Sequence[bytes]) -> list[Played]:
             await _publish(broker, task)
         played = [_played(await arrived.get()) for _ in tasks]
         stop.set()
-    await broker.close()
     return sorted(played, key=lambda p: (p.task_index, p.repeat))
 
 
@@ -222,11 +235,15 @@ def _judge_errors(played: Sequence[Played], report: Report) -> None:
         (report.problems if wrong else report.notes).append(text)
 
 
-def _compare(first: Sequence[Played], again: Sequence[Played], how: str, report: Report) -> None:
+def _compare(first: Sequence[Played], again: Sequence[Played], how: str, report: Report) -> bool:
+    """Whether there is a difference; the first one says it all."""
     for one, other in zip(first, again, strict=True):
         where = f"task {one.task_index + 1}, repeat {one.repeat}, {how}"
         differing = [(a, b) for a, b in zip(one.said, other.said, strict=False) if a != b]
-        if differing:
+        if one.status != other.status:
+            why = "; ".join(other.errors or one.errors)
+            report.problems.append(f"{where}: {one.status} first, then {other.status}: {why}")
+        elif differing:
             a, b = differing[0]
             report.problems.append(
                 f"{where}: not deterministic:\n  first {a[:300]}\n  then  {b[:300]}"
@@ -239,4 +256,5 @@ def _compare(first: Sequence[Played], again: Sequence[Played], how: str, report:
             )
         else:
             continue
-        return  # the first says it all
+        return True
+    return False

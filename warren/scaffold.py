@@ -1,10 +1,15 @@
 """Writes a working environment to start from: one file, its tasks, its tests."""
 
+import keyword
+import sys
 from pathlib import Path
 from typing import Final
 
 from broker.errors import UsageError
 from broker.names import is_name
+
+#: What the tests beside the file import, or what that imports.
+OURS: Final = frozenset({"warren", "broker", "workers", "producers", "sinks", "environments"})
 
 _ENVIRONMENT: Final = '''"""Say here in one line what the policy must do."""
 
@@ -84,8 +89,10 @@ def write_environment(name: str, directory: Path) -> list[Path]:
     if not is_name(name):
         raise UsageError(f"{name!r} can't name an environment; use 1 to 64 of a-z, 0-9, _ and -")
     file = name.replace("-", "_")
-    if not file.isidentifier():
-        raise UsageError(f"{name!r} can't name a Python file; begin with a letter")
+    if not file.isidentifier() or keyword.iskeyword(file):
+        raise UsageError(f"{name!r} can't name a Python file; choose another, like my_{file}")
+    if file in sys.stdlib_module_names | OURS:
+        raise UsageError(f"{file}.py would hide Python's or Warren's {file!r}; choose another name")
     texts = {
         directory / f"{file}.py": _ENVIRONMENT.format(name=name, file=file),
         directory / f"{file}_tasks.jsonl": "".join(_task(word) for word in _WORDS),
