@@ -1,29 +1,43 @@
-"""CPU of the gateway per vLLM call, without broker and journal: `python -m benchmarks.gateway_cpu`.
+"""CPU of the gateway per model call, without broker and journal.
 
-2 kB in, 1 kB out, 500 tokens with logprobs, 64 calls in flight; the stub is a process of its own.
-The least of several rounds is what counts: other processes can only add.
+    python -m benchmarks.gateway_cpu
+
+2 kB in, 1 kB out, 64 calls in flight; the stub is a process of its own. The least of several
+rounds is what counts, since other processes can only add; rounds of the kinds of call take turns.
 """
 
 import asyncio
+import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import time
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import uvloop
 
 from broker import codec
+from broker.masking import Secret
 from broker.messages import ModelCall
 from tests.support.ports import free_port
-from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.config import Azure, ModelConfig
 from workers.model_gateway.gateway import request_of
 from workers.model_gateway.opening import endpoints
 from workers.model_gateway.pool import EndpointPool
 
-ROUNDS: Final = 5
-CALLS: Final = 1000
+ROUNDS: Final = 12
+CALLS: Final = 500
 IN_FLIGHT: Final = 64
+
+#: Kinds of call: generated tokens with ids and logprobs, and how the server is spoken to.
+KINDS: Final[Mapping[str, tuple[int, Mapping[str, Any]]]] = {
+    "vLLM, 500 tokens with logprobs": (500, {"api": "vllm"}),
+    "vLLM, no tokens": (0, {"api": "vllm"}),
+    "compatible server": (0, {"api": "chat"}),
+    "openai SDK (Azure)": (0, {"azure": Azure(api_version="1"), "api_key": Secret("k")}),
+}
 
 
 def call(n: int) -> ModelCall:
@@ -47,11 +61,9 @@ def call(n: int) -> ModelCall:
     )
 
 
-async def measure(url: str) -> list[float]:
-    """Microseconds of CPU per call, of each round."""
-    config = ModelConfig(name="m", base_urls=(url,), api="vllm")
+async def one_round(config: ModelConfig) -> float:
+    """Microseconds of CPU per call."""
     body, kind = codec.encode(call(0)), codec.kind_of(ModelCall)
-    rounds = []
     async with EndpointPool.open(endpoints(config)) as pool:
 
         async def ask(count: int) -> None:
@@ -59,29 +71,45 @@ async def measure(url: str) -> list[float]:
                 request = request_of(codec.decode(ModelCall, body, kind), config)
                 codec.pack(await pool.generate(request))
 
-        for _ in range(ROUNDS):
-            began = time.process_time()
+        async def ask_all(count: int) -> None:
             async with asyncio.TaskGroup() as group:
                 for _ in range(IN_FLIGHT):
-                    group.create_task(ask(CALLS // IN_FLIGHT))
-            calls = CALLS // IN_FLIGHT * IN_FLIGHT
-            rounds.append((time.process_time() - began) / calls * 1e6)
-    return rounds
+                    group.create_task(ask(count))
+
+        await ask_all(1)  # connections are made once
+        began = time.process_time()
+        await ask_all(CALLS // IN_FLIGHT)
+        return (time.process_time() - began) / (CALLS // IN_FLIGHT * IN_FLIGHT) * 1e6
+
+
+@contextlib.contextmanager
+def stub(tokens: int) -> Iterator[str]:
+    """A stub that answers with so many tokens; its URL."""
+    port = free_port()
+    options = json.dumps({"steps": 1, "tokens": tokens, "prompt_tokens": 500})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.stub", str(port), options], stdout=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> None:
     """Measure and say it."""
-    port = free_port()
-    options = json.dumps({"steps": 1, "tokens": 500, "prompt_tokens": 500})
-    stub = subprocess.Popen([sys.executable, "-m", "benchmarks.stub", str(port), options])
-    try:
-        time.sleep(2)
-        rounds = uvloop.run(measure(f"http://127.0.0.1:{port}/v1"))
-    finally:
-        stub.terminate()
-        stub.wait()
-    told = ", ".join(f"{each:.0f}" for each in rounds)
-    sys.stdout.write(f"least {min(rounds):.0f} us of CPU per call ({told})\n")
+    rounds: dict[str, list[float]] = {name: [] for name in KINDS}
+    with stub(500) as telling, stub(0) as plain:
+        for _ in range(ROUNDS):
+            for name, (tokens, fields) in KINDS.items():
+                urls = (telling if tokens else plain,)
+                config = ModelConfig(name="m", base_urls=urls, **fields)
+                rounds[name].append(uvloop.run(one_round(config)))
+    for name, measured in rounds.items():
+        median = statistics.median(measured)
+        sys.stdout.write(f"{name}: least {min(measured):.0f} us of CPU, median {median:.0f}\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ A backend makes one request per `generate`, never retries, and masks its secrets
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from broker.messages import ErrorKind, ModelResult
 from broker.topology import Lane
@@ -20,9 +21,8 @@ from workers.spec import Item
 MAX_TRIES: Final = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendRequest:
-    """One model call, as every backend gets it."""
+class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One model call, as every backend gets it. A struct, since one is made for every try."""
 
     model: str
     """The name that the provider knows it by."""
@@ -30,7 +30,7 @@ class BackendRequest:
     """The conversation as Responses items."""
     tools: Sequence[Item] = ()
     """Responses tool definitions."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Further Responses request fields: sampling, tool_choice, text, reasoning, ..."""
     known_ids: bytes = b""
     """int32: what the first `known_items` of `items` were tokenised and sampled as, if known."""

@@ -11,6 +11,8 @@ _NOT_IN_RESPONSES: Final = ("seed", "extra_body", "chat_template_kwargs")
 #: NeMo Gym's rows keep these as JSON text in `metadata`, whose values must be strings.
 _IN_METADATA: Final = ("extra_body", "chat_template_kwargs")
 
+_HOLD_EXTRA: Final = frozenset({"metadata", *_IN_METADATA})
+
 
 def chat_fields(options: Mapping[str, Any], *, length_field: str) -> dict[str, Any]:
     """The options as Chat Completions fields; `length_field` is what it calls the output limit."""
@@ -37,6 +39,8 @@ def responses_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def extra_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that only some servers know: `extra_body`, `chat_template_kwargs`."""
+    if options.keys().isdisjoint(_HOLD_EXTRA):
+        return {}
     metadata = options.get("metadata") or {}
     given = {key: metadata.get(key, options.get(key)) for key in _IN_METADATA}
     read = {k: json.loads(v) if isinstance(v, str) else v for k, v in given.items() if v}

@@ -5,7 +5,6 @@ an error that says whose fault it was. What is not over yet waits in the slot or
 """
 
 import asyncio
-import dataclasses
 import functools
 import logging
 import random
@@ -152,7 +151,9 @@ def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
 
 
 def _with_timeout(request: BackendRequest, config: ModelConfig, left_s: float) -> BackendRequest:
-    return dataclasses.replace(request, timeout_s=max(min(config.try_timeout_s, left_s), 0.001))
+    if left_s >= config.try_timeout_s:
+        return request
+    return msgspec.structs.replace(request, timeout_s=max(left_s, 0.001))
 
 
 def _done(result: ModelResult, tries: int) -> Done:

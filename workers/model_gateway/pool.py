@@ -84,22 +84,28 @@ class EndpointPool:
             self._wake()
 
     async def _ask(self, request: BackendRequest) -> ModelResult:
-        ranked = sorted(self.endpoints, key=lambda e: e.rank(request.rollout), reverse=True)
+        ranked = self._ranked(request.rollout)
         while True:
-            endpoint = await self._usable(ranked)
+            endpoint = self._now(ranked) or await self._usable(ranked)
             async with endpoint.slots.take(request.lane, request.run):
                 # it may have gone down while we waited for the slot
                 if endpoint.health.usable and not self._paused:
                     return await endpoint.ask(request, self._wake)
 
+    def _ranked(self, rollout: str) -> Sequence[Endpoint]:
+        if len(self.endpoints) == 1:
+            return self.endpoints
+        return sorted(self.endpoints, key=lambda e: e.rank(rollout), reverse=True)
+
+    def _now(self, ranked: Sequence[Endpoint]) -> Endpoint | None:
+        return None if self._paused else choose(ranked)
+
     async def _usable(self, ranked: Sequence[Endpoint]) -> Endpoint:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    endpoint = None if self._paused else choose(ranked)
-                    if endpoint is not None:
-                        return endpoint
+                while (endpoint := self._now(ranked)) is None:
                     await self._changed.wait()
+                return endpoint
         if self._paused:
             raise AllDown(self._paused)
         why = "; ".join(f"{e.url}: {e.health.why}" for e in ranked)
