@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 
@@ -113,6 +114,12 @@ def test_the_table_says_it_all_in_lines_of_one_width() -> None:
     assert line.split()[:8] == ["calculator", "2", "3", "0.500", "0.500", "1.000", "0", "1"]
     assert line.endswith("1 (model 1)            6           3      45")
     assert "wrote out.jsonl" in notes
+
+
+def test_what_was_skipped_stands_below_its_neighbours_with_how_to_get_it() -> None:
+    line = "code: skipped, no sandbox: bwrap is missing; get it with: apt-get install bubblewrap"
+    made = replace(summary(), skipped=[line]).table().splitlines()
+    assert made[3:5] == [line, ""]
 
 
 def test_a_run_without_any_row_has_a_table_too() -> None:

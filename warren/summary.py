@@ -109,6 +109,8 @@ class RunSummary:
     """Rows that an earlier call had written."""
     bad_lines: int = 0
     """Input lines that --skip-bad left out."""
+    skipped: Sequence[str] = ()
+    """Environments that can't run here: `code: skipped, ` why, and how to get it."""
 
     @property
     def totals(self) -> Totals:
@@ -144,7 +146,7 @@ class RunSummary:
         head, *body = _cells(self.environments)
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
         lines = [_line(row, widths) for row in (head, ["-" * w for w in widths], *body)]
-        return "\n".join([*lines, "", *self._notes()])
+        return "\n".join([*lines, *self.skipped, "", *self._notes()])
 
     def _notes(self) -> list[str]:
         notes = [f"run {self.run_id}, {self.wall_s:.1f} s"]

@@ -34,9 +34,13 @@ async def run(options: DemoOptions, settings: Settings) -> int:
             parts += summary.environments
             outputs += summary.outputs
     whole = RunSummary(
-        run_id="demo", environments=parts, wall_s=time.monotonic() - started, outputs=outputs
+        run_id="demo",
+        environments=parts,
+        wall_s=time.monotonic() - started,
+        outputs=outputs,
+        skipped=skipped,
     )
-    for line in skipped:
+    for line in skipped if options.json else ():
         _say(options, line)
     show(whole, quiet=options.quiet, as_json=options.json)
     return EXIT_OK
