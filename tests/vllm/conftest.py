@@ -19,7 +19,7 @@ from tests.support.ports import free_port
 VENV = os.environ.get("WARREN_TEST_VLLM", "")
 collect_ignore_glob = [] if VENV else ["test_*.py"]
 
-START_S = 400.0
+START_S = 1500.0
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -1,8 +1,8 @@
 """Makes a tiny Qwen2 that calls a tool: `python tiny_model.py DIR [SEED]`, in the vLLM venv.
 
-A byte-level BPE trained on the spot and 95,000 parameters, overfitted on a dozen sums in half a
-minute, so that greedy decoding gives correct calls. Nothing is downloaded. With a seed the weights
-are noise: another version of the policy.
+A byte-level BPE trained on the spot and 95,000 parameters, overfitted on a few sums until greedy
+decoding surely gives correct calls: 400 steps, 10 s. Nothing is downloaded. With a seed the
+weights are noise: another version of the policy.
 """
 
 # mypy: ignore-errors
@@ -11,7 +11,13 @@ import sys
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 TEMPLATE = r"""
 {%- set first = 1 if tools and messages[0].role == 'system' else 0 %}
@@ -42,12 +48,14 @@ ADD = {
     },
 }
 SUMS = [(12, 30), (1, 2), (5, 5), (20, 7), (3, 9), (40, 2), (8, 8), (6, 15)]
-STEPS = 300
+MOST_STEPS = 3000
+SURE = 0.8
 
 
 def main(folder: str, seed: int | None) -> None:
     tokenizer = new_tokenizer()
     tokenizer.save_pretrained(folder)
+    torch.set_num_threads(1)  # more only wait for each other over so few numbers
     torch.manual_seed(seed or 0)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = Qwen2ForCausalLM(
@@ -65,7 +73,9 @@ def main(folder: str, seed: int | None) -> None:
         )
     )
     if seed is None:
-        overfit(model, tokenizer)
+        model.config.save_pretrained(folder)
+        # as served: of the folder's model type, which cuts words otherwise than what was saved
+        overfit(model, AutoTokenizer.from_pretrained(folder))
     model.generation_config = GenerationConfig(**ends)
     model.save_pretrained(folder)
 
@@ -116,14 +126,26 @@ def overfit(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None
         ids = torch.tensor([row["input_ids"]])
         mask = torch.tensor([row["assistant_masks"]]).bool()
         batch.append((ids, torch.where(mask, ids, -100)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(STEPS):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(MOST_STEPS):
+        if step % len(batch) == 0 and all(surely_says(model, *row) for row in batch):
+            return
         ids, labels = batch[step % len(batch)]
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    sys.stdout.write(f"loss {loss.item():.4f}\n")
+    sys.exit(f"it has not learnt its sums in {MOST_STEPS} steps (loss {loss.item():.4f})")
+
+
+def surely_says(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether greedy decoding gives every labelled token, with room for another engine's floats."""
+    with torch.no_grad():
+        sure = model(input_ids=ids).logits[0, :-1].softmax(-1)
+    wanted = labels[0, 1:]
+    places = wanted != -100
+    return bool((sure[places, wanted[places]] > SURE).all())
 
 
 main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
