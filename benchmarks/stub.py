@@ -128,6 +128,8 @@ class Connection(asyncio.Protocol):
     def _serve(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get "):
             self._transport.write(self._model.tell(head.split(b" ", 2)[1]))
+        elif not head.startswith(b"post /v1/chat/completions "):
+            self._transport.write(_http({"error": "not found"}, status="404 Not Found"))
         else:
             self._model.began()
             answer = self._model.answer(body)

@@ -52,6 +52,7 @@ class Server:
         self.derendered: list[Any] = []
         self.asked: list[str] = []
         self.there = True
+        self.chats_everywhere = False
 
     async def __call__(self, seen: provider.Seen, writer: asyncio.StreamWriter) -> None:
         self.asked.append(seen.path)
@@ -61,6 +62,8 @@ class Server:
         body = seen.json
         if seen.path != "/v1/chat/completions" and not self.there:
             return provider.error(403, "start it with --enable-scale-out")
+        if self.chats_everywhere:
+            return provider.answers(provider.chat({"role": "assistant", "content": "chat"}))
         match seen.path:
             case "/v1/chat/completions/render":
                 more = NEW if body.get("add_generation_prompt", True) else []
@@ -133,5 +136,12 @@ async def test_a_changed_history_goes_the_chat_way() -> None:
 async def test_a_server_without_token_endpoints_is_asked_by_chat() -> None:
     server = Server(CLOSED)
     server.there = False
+    await ask(server)
+    assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]
+
+
+async def test_a_server_that_answers_anything_there_is_asked_by_chat() -> None:
+    server = Server(CLOSED)
+    server.chats_everywhere = True
     await ask(server)
     assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]

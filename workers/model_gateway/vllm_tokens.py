@@ -7,6 +7,7 @@ token endpoints get our tokens. A template that changes the history itself (drop
 begins a branch: the call is made as the template says, and its prompt tells so.
 """
 
+import logging
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from broker.messages import VersionSpan
 from workers.model_gateway.backend import BackendRequest, ContextOverflow, Refused
 from workers.model_gateway.conversion import messages_of
 from workers.model_gateway.failures import unusable
+
+log = logging.getLogger(__name__)
 
 RENDER: Final = "/v1/chat/completions/render"
 GENERATE: Final = "/inference/v1/generate"
@@ -76,6 +79,10 @@ class Continued:
     """The server's Chat Completions answer for it, tool calls parsed."""
 
 
+class _NoRendering(Exception):
+    """Something answers there that is no vLLM."""
+
+
 class TokenPath:
     """The token endpoints of one server, while it has them."""
 
@@ -96,6 +103,10 @@ class TokenPath:
             raise
         except Refused as e:  # chat says what is wrong with the request
             self._there = not str(e).startswith(_NOT_THERE)
+            return None
+        except _NoRendering as e:
+            self._there = False
+            log.warning("no token endpoints: the history is sent as text", extra={"why": str(e)})
             return None
         if found is None:
             return None
@@ -120,8 +131,11 @@ class TokenPath:
         return prompt_ids, sampling
 
     async def _rendered(self, body: Mapping[str, Any]) -> _Rendered:
-        rendered: _Rendered = _read(_Rendered, await self._post(RENDER, body))
-        return rendered
+        answer = await self._post(RENDER, body)
+        try:
+            return msgspec.json.decode(answer, type=_Rendered)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise _NoRendering(f"{RENDER} answers something else ({e})") from e
 
     async def _sampled(
         self,
