@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
     def _serve(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get "):
             self._transport.write(self._model.tell(head.split(b" ", 2)[1]))
-        elif not head.startswith(b"post /v1/chat/completions "):
+        elif b"/chat/completions/render" in head:  # no token endpoints here
             self._transport.write(_http({"error": "not found"}, status="404 Not Found"))
         else:
             self._model.began()
