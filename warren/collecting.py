@@ -31,7 +31,7 @@ from warren.accounts import Accounts
 from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
-from warren.models import model_of, served
+from warren.models import asked, check_priced, served
 from warren.options import CollectOptions
 from warren.preparing import Collection, prepared
 from warren.progress import showing
@@ -52,7 +52,7 @@ async def collect(
     if options.workers == "own" and (missing := environment.missing()) is not None:
         raise UsageError(f"environment {environment.name} {missing}")
     models = _models(options, settings, environment)
-    _check_priced(options, models)
+    check_priced(options.budget, _asked(options, environment), settings)
     await check_reachable(settings, models.values())
     with ExitStack() as stack:
         collection = await asyncio.to_thread(prepared, options, environment, stack)
@@ -76,20 +76,11 @@ def _models(
     """The endpoints that this process will ask; none where other workers do."""
     if options.workers == "external":
         return {}
-    judge = options.judge_model or environment.spec().judge_model
-    names = (model_of(options.model, environment.name), judge)
-    return served([name for name in names if name is not None], settings)
+    return served(_asked(options, environment), settings)
 
 
-def _check_priced(options: CollectOptions, models: Mapping[str, ModelConfig]) -> None:
-    """A limit in dollars that nothing counts against would never end anything."""
-    wanted = options.budget.max_cost_usd is not None
-    for name, model in models.items() if wanted else ():
-        if not model.price.prompt and not model.price.generated:
-            raise UsageError(
-                f'--max-cost needs the price of {name!r}: [models."{name}"] in warren.toml with'
-                " price = { prompt = 1.25, generated = 10.0 }, in dollars per million tokens"
-            )
+def _asked(options: CollectOptions, environment: Environment) -> list[str]:
+    return asked(options.model, options.judge_model, environment.spec())
 
 
 async def _collect(

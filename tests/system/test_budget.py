@@ -13,6 +13,7 @@ from tests.support.command import (
     warren,
     write_rows,
 )
+from tests.support.ports import free_port
 
 COMMON = ("--env", "calculator", "--model", "m", "--concurrency", 4, "--json")
 
@@ -51,3 +52,20 @@ def test_a_limit_in_dollars_needs_a_price(tmp_path: Path) -> None:
         done = warren(*words, cwd=tmp_path).ok()
     assert done.json["failed_by_kind"]["budget"] > 0
     assert done.json["rollouts"] == 40
+
+
+def test_a_limit_in_dollars_needs_a_price_where_other_workers_ask_the_models_too(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path / "t.jsonl", [asked("say 1", expected_answer="1")])
+    nobody = ("--broker", f"amqp://127.0.0.1:{free_port()}", "--redis", "redis://127.0.0.1:1")
+    common = ("--env", "calculator", "--model", "m", "--max-cost", 1, *nobody)
+    for command in (
+        ("enqueue", "t.jsonl"),
+        ("collect", "t.jsonl", "-o", "rows.jsonl", "--workers", "external"),
+    ):
+        refused = warren(*command, *common, cwd=tmp_path)
+        assert (refused.code, "--max-cost needs the price of 'm'" in refused.err) == (2, True)
+    scripted = (*common[:3], "scripted", *common[4:], "--judge-model", "j")
+    judged = warren("enqueue", "t.jsonl", *scripted, cwd=tmp_path)
+    assert "--max-cost needs the price of 'j'" in judged.err

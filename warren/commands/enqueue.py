@@ -27,7 +27,7 @@ from warren.collecting import run_queues
 from warren.commands.collect import exit_code, show
 from warren.connections import Connections, connect
 from warren.loading import load_environment
-from warren.models import model_of
+from warren.models import asked, check_priced, model_of
 from warren.options import EXIT_OK, EnqueueOptions
 from warren.preparing import checked_input
 from warren.progress import Progress, showing
@@ -50,6 +50,8 @@ async def run(options: EnqueueOptions, settings: Settings) -> int:
     run_id = options.run_id or uuid.uuid4().hex[:12]
     if not is_name(run_id):
         raise UsageError(f"run id {run_id!r}: only a-z, 0-9, _ and -, at most 64 characters")
+    names = asked(options.model, options.judge_model, environment.spec())
+    check_priced(options.budget, names, settings)
     report = await asyncio.to_thread(checked_input, options, Path(f"{run_id}.enqueue"))
     task = _template(options, environment.name, run_id, report)
     async with connect(settings) as at:
