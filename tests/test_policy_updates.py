@@ -9,7 +9,7 @@ import pytest
 
 from broker.errors import UsageError
 from broker.memory import MemoryBroker
-from broker.messages import ModelResult
+from broker.messages import ModelResult, VersionSpan
 from broker.shared.base import PauseMode, PolicyUpdate, PolicyUpdateFailed, Shared
 from broker.shared.memory import MemoryShared
 from broker.shared.redis import RedisShared
@@ -111,6 +111,7 @@ async def test_calls_wait_while_weights_are_loaded_and_go_on_at_once_after(
         chats = len(a.server.seen)
         await asyncio.sleep(0.5)
         assert len(a.server.seen) == chats, "nothing was sent"
+        a.weights = a.version = "1"  # by the gateway elsewhere
         await shared.settle("m", update)
         result = await asyncio.wait_for(asked, 5)
     assert result.error is None
@@ -140,6 +141,55 @@ async def test_an_engine_that_refuses_fails_the_update_with_its_words_and_calls_
         await more(results)
     assert all(result.error is None for result in results)
     assert a.version == b.version == "3"
+
+
+async def test_an_engine_that_was_started_anew_gets_the_weights_before_it_gets_calls(
+    shared: Shared,
+) -> None:
+    async with (
+        vllm_server.running() as a,
+        vllm_server.running() as b,
+        two_gateways(shared, [a, b]) as caller,
+    ):
+        await caller.ask()
+        await update_policy(caller.broker, shared, "m", 1, "1")
+        await a.server.stop()
+        a.restart()
+        await a.server.start()
+        async with load(caller) as results:
+            await eventually(lambda: a.loads == ["1", "1"])
+            await more(results, 60)
+    assert b.loads == ["1"], "it had them"
+    assert a.loads == ["1", "1"], "one gateway loaded them, once"
+    assert all(result.error is None for result in results)
+    assert all(set(words(result)) == {1} for result in results), "no word of the old weights"
+    assert all(result.versions == VersionSpan(min=1, max=1) for result in results)
+
+
+async def test_an_engine_that_does_not_take_the_weights_again_gets_no_calls_and_it_is_said(
+    shared: Shared,
+) -> None:
+    async with (
+        vllm_server.running() as a,
+        vllm_server.running() as b,
+        two_gateways(shared, [a, b]) as caller,
+    ):
+        await caller.ask()
+        await update_policy(caller.broker, shared, "m", 1, "1")
+        a.restart()
+        a.refuses_weights = True
+        gateways = [caller.gateway, caller.others[0].gateway]
+
+        def why() -> list[str]:
+            return [e.why for g in gateways for e in g.endpoints()["m"] if e.url == a.url]
+
+        async with load(caller) as results:
+            await eventually(lambda: any("no such directory" in each for each in why()))
+            await more(results, 30)
+            a.refuses_weights = False
+            await eventually(lambda: a.version == "1")
+    assert all(set(words(result)) == {1} for result in results)
+    assert all(result.error is None for result in results)
 
 
 async def test_without_a_gateway_the_update_is_taken_back_and_said(shared: Shared) -> None:

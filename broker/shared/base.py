@@ -109,6 +109,15 @@ class Shared(Protocol):
         """It is loaded everywhere, or failed; restored where the store lost it meanwhile."""
         ...
 
+    async def restore(self, model: str, update: str, who: str) -> bool:
+        """Become or stay the one process that loads this update, which is done, once more into
+        engines that lost it. Nobody leads the next one meanwhile, even if that is open."""
+        ...
+
+    async def restored(self, model: str, who: str) -> None:
+        """It is over, for better or worse."""
+        ...
+
     async def withdraw(self, model: str, update: str) -> bool:
         """Take back what nobody has begun yet; whether it was."""
         ...

@@ -47,7 +47,6 @@ class MemoryShared:
             version = known.version if known else None
             known = PolicyState(update=update, phase="asked", version=version)
             self._policies[model] = known
-            self._leads.pop(model, None)
         return known
 
     async def policy(self, model: str) -> PolicyState | None:
@@ -57,17 +56,35 @@ class MemoryShared:
         known = self._policies.get(model)
         if known is None or known.update.id != update or not known.open:
             return False
+        if not self._take_lead(model, who):
+            return False
+        self._policies[model] = replace(known, phase="loading")
+        return True
+
+    async def restore(self, model: str, update: str, who: str) -> bool:
+        known = self._policies.get(model)
+        leader, until = self._leads.get(model, ("", 0.0))
+        going_on = leader == who and until > self._clock()
+        if not going_on and (known is None or known.update.id != update or known.phase != "done"):
+            return False
+        return self._take_lead(model, who)
+
+    async def restored(self, model: str, who: str) -> None:
+        if self._leads.get(model, ("", 0.0))[0] == who:
+            del self._leads[model]
+
+    def _take_lead(self, model: str, who: str) -> bool:
         leader, until = self._leads.get(model, (who, 0.0))
         if leader != who and until > self._clock():
             return False
         self._leads[model] = who, self._clock() + 3 * LEAD_S
-        self._policies[model] = replace(known, phase="loading")
         return True
 
     async def settle(self, model: str, update: PolicyUpdate, error: str = "") -> None:
         known = self._policies.get(model)
         if known is not None and known.update.id != update.id:
             return
+        self._leads.pop(model, None)
         version = known.version if known else None
         self._policies[model] = PolicyState(
             update=update,

@@ -55,6 +55,12 @@ class RedisShared:
     async def settle(self, model: str, update: PolicyUpdate, error: str = "") -> None:
         await self._run("settle", model, update.id, _packed(update), error, update.version)
 
+    async def restore(self, model: str, update: str, who: str) -> bool:
+        return bool(await self._run("restore", model, update, who, _LEASE_MS))
+
+    async def restored(self, model: str, who: str) -> None:
+        await self._run("restored", model, who)
+
     async def withdraw(self, model: str, update: str) -> bool:
         return bool(await self._run("withdraw", model, update))
 

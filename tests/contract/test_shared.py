@@ -95,6 +95,25 @@ async def test_a_failed_update_keeps_the_version_and_makes_room_for_the_next(
     assert (await shared.ask(model, wish(3))).phase == "asked"
 
 
+async def test_one_restores_what_is_done_and_nobody_leads_the_next_update_meanwhile(
+    shared: Shared, model: str
+) -> None:
+    update, following = wish(1), wish(2)
+    await shared.ask(model, update)
+    assert not await shared.restore(model, update.id, "a"), "it is open"
+    await shared.settle(model, update)
+    assert await shared.restore(model, update.id, "a")
+    assert not await shared.restore(model, update.id, "b")
+    await shared.ask(model, following)
+    assert not await shared.lead(model, following.id, "b")
+    assert await shared.restore(model, update.id, "a"), "what was begun goes on"
+    await shared.restored(model, "b")
+    assert not await shared.lead(model, following.id, "b"), "it was not b's"
+    await shared.restored(model, "a")
+    assert not await shared.restore(model, update.id, "a"), "it is not the newest any more"
+    assert await shared.lead(model, following.id, "b")
+
+
 async def test_only_what_nobody_has_begun_can_be_withdrawn(shared: Shared, model: str) -> None:
     update = wish()
     await shared.ask(model, update)

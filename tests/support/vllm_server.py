@@ -33,6 +33,10 @@ class FakeVllm:
     def url(self) -> str:
         return self.server.url
 
+    def restart(self) -> None:
+        """Come back with the weights that it was first started with."""
+        self.weights, self.version = "", "default"
+
     async def behave(self, request: provider.Seen, writer: asyncio.StreamWriter) -> None:
         path, _, query = request.path.partition("?")
         match path:

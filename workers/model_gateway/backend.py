@@ -2,6 +2,7 @@
 
 * BackendError
   - Retryable         nothing wrong with the request: try again, not before `retry_after_s`
+    * StaleWeights    not at this endpoint, until it has the model's weights again
   - Refused           the provider will never take this request: fail now, with its words
   - ContextOverflow   the conversation is longer than the model's context: the rollout ends
 
@@ -87,6 +88,10 @@ class Retryable(BackendError):
         """The endpoint works, so this does not count against it."""
         self.max_tries = max_tries
         """The call is given up after this many tries that failed."""
+
+
+class StaleWeights(Retryable):
+    """The endpoint has older weights than the model: it was started anew. Nothing was sent."""
 
 
 class Refused(BackendError):

@@ -56,7 +56,7 @@ class ChatBackend:
         """Requests sent twice (endpoint.Probed)."""
         return self._server.resent
 
-    def policy_changed(self) -> None:
+    def policy_changed(self, version: int | None) -> None:
         """Nothing is known of foreign weights."""
 
     async def close(self) -> None:

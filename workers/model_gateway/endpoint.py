@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from broker.messages import ModelResult
-from workers.model_gateway.backend import Backend, BackendError, BackendRequest, Retryable
+from workers.model_gateway.backend import (
+    Backend,
+    BackendError,
+    BackendRequest,
+    Retryable,
+    StaleWeights,
+)
 from workers.model_gateway.congestion import Congestion, EngineLoad
 from workers.model_gateway.health import Health
 from workers.model_gateway.slots import Slots
@@ -40,8 +46,11 @@ class Probed(Backend, Protocol):
         """Requests sent once more, since the server had just closed their kept connection."""
         ...
 
-    def policy_changed(self) -> None:
-        """It may have new weights: ask it for its version again."""
+    def policy_changed(self, version: int | None) -> None:
+        """It may have new weights: ask it for its version again.
+
+        With older ones than `version`, calls end as StaleWeights; None: it may have any.
+        """
         ...
 
     async def close(self) -> None:
@@ -78,6 +87,8 @@ class Endpoint:
         self.congestion = Congestion(self.slots)
         self.requests = 0
         self._went_down = asyncio.Event()
+        self.stale = ""
+        """Why it gets no calls although it is up: its weights are not the model's."""
 
     def rank(self, sticky: str) -> bytes:
         """Rendezvous hashing: whoever ranks highest serves; others keep theirs when it goes."""
@@ -89,13 +100,23 @@ class Endpoint:
         slots, health = self.slots, self.health
         return EndpointStatus(
             url=self.url,
-            up=not health.down,
-            why=health.why,
+            up=not health.down and not self.stale,
+            why=self.why,
             limit=slots.limit,
             in_flight=slots.held,
             waiting=slots.waiting,
             requests=self.requests + self.backend.resent,
         )
+
+    @property
+    def usable(self) -> bool:
+        """Whether a call may be sent now."""
+        return self.health.usable and not self.stale
+
+    @property
+    def why(self) -> str:
+        """Why it is not usable, or what failed last."""
+        return self.stale or self.health.why
 
     async def ask(self, request: BackendRequest, changed: Callable[[], None]) -> ModelResult:
         """Send one request, in a slot that the caller holds; learn from what comes of it."""
@@ -103,6 +124,11 @@ class Endpoint:
         self.requests += 1
         try:
             result = await self.backend.generate(request)
+        except StaleWeights as e:
+            self.stale = str(e)
+            log.warning("endpoint has old weights", extra={"endpoint": self.url, "why": self.stale})
+            self._succeeded(changed)
+            raise
         except Retryable as e:
             if e.throttled:
                 self.congestion.answered(throttled=True)

@@ -84,7 +84,7 @@ class OpenAIBackend:
         """aiohttp sends no POST twice."""
         return 0
 
-    def policy_changed(self) -> None:
+    def policy_changed(self, version: int | None) -> None:
         """Nothing is known of foreign weights."""
 
     async def close(self) -> None:

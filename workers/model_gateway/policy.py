@@ -7,7 +7,7 @@ come meanwhile wait in the engine. Needs the server's dev mode (VLLM_SERVER_DEV_
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,16 +25,23 @@ _TIMEOUT_S: Final = 1800.0
 
 
 async def update_policy(
-    config: ModelConfig, *, version: int, path: str, mode: PauseMode = "keep"
+    config: ModelConfig,
+    *,
+    version: int,
+    path: str,
+    mode: PauseMode = "keep",
+    urls: Sequence[str] | None = None,
 ) -> None:
     """Have every endpoint of the model load the weights in `path`, all at the same time.
+
+    `urls`: only these of its endpoints.
 
     Raises PolicyUpdateFailed naming the first endpoint that failed; others may have succeeded,
     and running it again with the same version is harmless.
     """
     failures: list[PolicyUpdateFailed] = []
     async with asyncio.TaskGroup() as group:
-        for url in config.urls:
+        for url in config.urls if urls is None else urls:
             group.create_task(_collected(_update(config, url, version, path, mode), failures))
     if failures:
         raise failures[0]

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from broker.base import Broker, Delivery, Outgoing
@@ -17,6 +17,7 @@ from broker.errors import JournalUnavailable
 from broker.shared.base import LEAD_S, PolicyUpdate, PolicyUpdateFailed, Shared
 from broker.topology import CONTROL, control_queue
 from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.endpoint import Endpoint
 from workers.model_gateway.policy import update_policy
 from workers.model_gateway.pool import EndpointPool
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 2.0
 #: While an update is open.
 _LOOK_OPEN_S: Final = 0.5
+#: After an engine did not take back the weights.
+_MEND_AGAIN_S: Final = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -61,6 +64,7 @@ class PolicyWatch:
         self._config = config
         self._pool = pool
         self._hinted = asyncio.Event()
+        self._mending: asyncio.Task[None] | None = None
 
     def hint(self) -> None:
         """Look now."""
@@ -68,6 +72,14 @@ class PolicyWatch:
 
     async def run(self) -> None:
         """Follow the record. Runs until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            if self._mending is not None:
+                self._mending.cancel()
+                await asyncio.wait([self._mending])
+
+    async def _follow(self) -> None:
         while True:
             self._hinted.clear()
             try:
@@ -84,12 +96,14 @@ class PolicyWatch:
         model = self._config.name
         state = await self._shared.policy(model)
         if state is None or not state.open:
-            self._pool.resume()
+            done = state is not None and state.phase == "done"
+            self._pool.resume(state.version if state is not None and done else None)
+            if state is not None and done and self._pool.stale:
+                self._mend_beside(state.update)
             return _LOOK_EVERY_S
         self._pool.pause(f"version {state.update.version} of the model is being loaded")
         if await self._shared.lead(model, state.update.id, self._who):
             await self._load(state.update)
-            self._pool.resume()
             self._broker.publish_hint(Outgoing(CONTROL.name, "", b"", persistent=False))
         return _LOOK_OPEN_S
 
@@ -97,24 +111,71 @@ class PolicyWatch:
         """Have every endpoint load it, staying the leader meanwhile; say what came of it."""
         model, error = self._config.name, ""
         log.info("policy update", extra={"model": model, "version": update.version})
-        leading = asyncio.create_task(self._keep_leading(update))
         try:
-            await update_policy(
-                self._config, version=update.version, path=update.path, mode=update.mode
-            )
+            async with _repeating(lambda: self._shared.lead(model, update.id, self._who)):
+                await update_policy(
+                    self._config, version=update.version, path=update.path, mode=update.mode
+                )
         except PolicyUpdateFailed as e:
             error = str(e)
             log.error("policy update failed", extra={"model": model, "why": error})
-        finally:
-            leading.cancel()
-            await asyncio.wait([leading])
         await self._shared.settle(model, update, error)
+        self._pool.resume(None if error else update.version)
 
-    async def _keep_leading(self, update: PolicyUpdate) -> None:
+    def _mend_beside(self, update: PolicyUpdate) -> None:
+        """Looking must go on while weights are loaded."""
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._mend(update))
+
+    async def _mend(self, update: PolicyUpdate) -> None:
+        """Engines that were started anew get the weights again, from one gateway; others look."""
+        model, who = self._config.name, f"{self._who}-restores"
+        stale = self._pool.stale
+        try:
+            if await self._shared.restore(model, update.id, who):
+                async with _repeating(lambda: self._shared.restore(model, update.id, who)):
+                    failed = await self._restore(update, stale)
+                await self._shared.restored(model, who)
+                if failed:
+                    return await asyncio.sleep(_MEND_AGAIN_S)
+        except JournalUnavailable as e:
+            log.warning("policy record unavailable", extra={"error": str(e)})
+        for endpoint in stale:
+            self._pool.loaded(endpoint)
+
+    async def _restore(self, update: PolicyUpdate, stale: Sequence[Endpoint]) -> bool:
+        """Whether it failed. What these engines sample meanwhile is not the model's: abort it."""
+        served = zip(self._config.urls, self._pool.endpoints, strict=True)
+        urls = [url for url, endpoint in served if endpoint in stale]
+        version, path = update.version, update.path
+        told = {"model": self._config.name, "version": version}
+        log.info("weights are loaded into an engine that lost them", extra=told)
+        try:
+            await update_policy(self._config, version=version, path=path, mode="abort", urls=urls)
+        except PolicyUpdateFailed as e:
+            log.error("an engine stays without calls", extra=told | {"why": str(e)})
+            for endpoint in stale:
+                endpoint.stale = f"version {version} could not be loaded again: {e}"
+            return True
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _repeating(say: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+    """Say it again as often as a lease needs it, while the context is open."""
+
+    async def repeat() -> None:
         while True:
             await asyncio.sleep(LEAD_S)
             with contextlib.suppress(JournalUnavailable):
-                await self._shared.lead(self._config.name, update.id, self._who)
+                await say()
+
+    repeating = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        repeating.cancel()
+        await asyncio.wait([repeating])
 
 
 def _telling(watches: Sequence[PolicyWatch]) -> Callable[[Delivery], None]:

@@ -12,7 +12,7 @@ from typing import Final
 from broker.messages import ModelResult
 from broker.shared.memory import MemoryShared
 from workers.model_gateway.allowance import Allowance
-from workers.model_gateway.backend import BackendRequest, Retryable
+from workers.model_gateway.backend import BackendRequest, Retryable, StaleWeights
 from workers.model_gateway.endpoint import Endpoint
 
 #: A call waits this long for an endpoint to come back, then in the broker.
@@ -33,6 +33,7 @@ class EndpointPool:
         self._allowance = allowance or Allowance(MemoryShared(), "")
         self._changed = asyncio.Event()
         self._paused = ""
+        self._version: int | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -75,13 +76,23 @@ class EndpointPool:
         """Whether nothing may be sent."""
         return bool(self._paused)
 
-    def resume(self) -> None:
-        """Go on; at once for those who wait."""
-        if self._paused:
-            self._paused = ""
+    def resume(self, version: int | None = None) -> None:
+        """Go on, at once for those who wait; with these weights, or any where it is None."""
+        if self._paused or version != self._version:
+            self._paused, self._version = "", version
             for endpoint in self.endpoints:
-                endpoint.backend.policy_changed()
-            self._wake()
+                self.loaded(endpoint)
+
+    @property
+    def stale(self) -> list[Endpoint]:
+        """The endpoints that get no calls until they have the weights again."""
+        return [endpoint for endpoint in self.endpoints if endpoint.stale]
+
+    def loaded(self, endpoint: Endpoint) -> None:
+        """It has the weights, as far as we know: its next call looks."""
+        endpoint.stale = ""
+        endpoint.backend.policy_changed(self._version)
+        self._wake()
 
     async def _ask(self, request: BackendRequest) -> ModelResult:
         ranked = self._ranked(request.rollout)
@@ -89,8 +100,9 @@ class EndpointPool:
             endpoint = self._now(ranked) or await self._usable(ranked)
             async with endpoint.slots.take(request.lane, request.run):
                 # it may have gone down while we waited for the slot
-                if endpoint.health.usable and not self._paused:
-                    return await endpoint.ask(request, self._wake)
+                if endpoint.usable and not self._paused:
+                    with contextlib.suppress(StaleWeights):
+                        return await endpoint.ask(request, self._wake)
 
     def _ranked(self, rollout: str) -> Sequence[Endpoint]:
         if len(self.endpoints) == 1:
@@ -108,7 +120,7 @@ class EndpointPool:
                 return endpoint
         if self._paused:
             raise AllDown(self._paused)
-        why = "; ".join(f"{e.url}: {e.health.why}" for e in ranked)
+        why = "; ".join(f"{e.url}: {e.why}" for e in ranked)
         raise AllDown(f"every endpoint is down: {why}")
 
     def _wake(self) -> None:
@@ -119,7 +131,7 @@ class EndpointPool:
 
 def choose(ranked: Sequence[Endpoint]) -> Endpoint | None:
     """The first usable endpoint; a less loaded one while that is full; None when all are down."""
-    usable = [e for e in ranked if e.health.usable]
+    usable = [e for e in ranked if e.usable]
     if not usable:
         return None
     first = usable[0]

@@ -46,9 +46,9 @@ class RecognisedBackend:
         """Requests sent twice."""
         return (self._chosen or self._vllm).resent
 
-    def policy_changed(self) -> None:
+    def policy_changed(self, version: int | None) -> None:
         """It may have new weights."""
-        self._vllm.policy_changed()
+        self._vllm.policy_changed(version)
 
     async def close(self) -> None:
         """Close the connections."""

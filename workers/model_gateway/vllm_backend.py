@@ -19,7 +19,13 @@ from broker.messages import ModelResult, Tokens, VersionSpan
 from broker.topology import Lane
 from workers.model_gateway.answer_chat import chat_usage
 from workers.model_gateway.answers import completed
-from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
+from workers.model_gateway.backend import (
+    BackendError,
+    BackendRequest,
+    Refused,
+    Retryable,
+    StaleWeights,
+)
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import UNSENDABLE, assistant_items, chat_tools, messages_of
@@ -76,6 +82,7 @@ class VllmBackend:
         self._server = ModelServer(config, base_url)
         self._decoder = msgspec.json.Decoder(_Answer)
         self._versions = VersionReader(self._weight_info)
+        self._wanted: int | None = None
         self._tokens = TokenPath(self._post_root)
 
     async def generate(self, request: BackendRequest) -> ModelResult:
@@ -96,6 +103,9 @@ class VllmBackend:
     ) -> tuple[_Answer, VersionSpan | None]:
         """The answer, and the versions that can have sampled it."""
         before = await self._versions.known()
+        if self._wanted is not None and (before is None or before < self._wanted):
+            has = "those of its start" if before is None else f"version {before}"
+            raise StaleWeights(f"it has {has}, not version {self._wanted} of the weights")
         continued = await self._tokens.generate(request, body)
         if continued is None:
             path = f"{self._server.base}/chat/completions"
@@ -136,8 +146,9 @@ class VllmBackend:
         """Requests sent twice (endpoint.Probed)."""
         return self._server.resent
 
-    def policy_changed(self) -> None:
+    def policy_changed(self, version: int | None) -> None:
         """It may have new weights (endpoint.Probed)."""
+        self._wanted = version
         self._versions.changed()
 
     async def close(self) -> None:

@@ -49,18 +49,32 @@ end
 local function ask(id, update)
   if not is(id) and not open() then
     redis.call('HSET', policy, 'id', id, 'update', update, 'phase', 'asked', 'error', '')
-    redis.call('DEL', leader)
   end
   return state()
 end
 
-local function lead(id, who, lease_ms)
-  if not is(id) or not open() then return 0 end
+local function take(who, lease_ms)
   local leads = redis.call('GET', leader)
-  if leads and leads ~= who then return 0 end
+  if leads and leads ~= who then return false end
   redis.call('SET', leader, who, 'PX', lease_ms)
+  return true
+end
+
+local function lead(id, who, lease_ms)
+  if not is(id) or not open() or not take(who, lease_ms) then return 0 end
   redis.call('HSET', policy, 'phase', 'loading')
   return 1
+end
+
+local function restore(id, who, lease_ms)
+  local going_on = redis.call('GET', leader) == who
+  local done = is(id) and redis.call('HGET', policy, 'phase') == 'done'
+  if not going_on and not done then return 0 end
+  return take(who, lease_ms) and 1 or 0
+end
+
+local function restored(who)
+  if redis.call('GET', leader) == who then redis.call('DEL', leader) end
 end
 
 local function settle(id, update, error, version)
@@ -79,5 +93,5 @@ local function withdraw(id)
 end
 
 local operations = {draw = draw, spend = spend, policy = state, ask = ask, lead = lead, settle = settle,
-  withdraw = withdraw}
+  restore = restore, restored = restored, withdraw = withdraw}
 return operations[ARGV[1]](unpack(ARGV, 2))
