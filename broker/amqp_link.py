@@ -220,7 +220,10 @@ async def open_link(url: URL, name: str, heartbeat_s: int) -> Link:
             await connection.connect()
             return Link(wire, connection, heartbeat_s)
         except BaseException as e:
+            closed = wire.lost or wire.transport.is_closing()
             wire.abort()
+            if isinstance(e, RuntimeError) and closed:  # how uvloop says it, where asyncio is mute
+                raise ConnectionResetError("the connection was lost before the login") from e
             task = asyncio.current_task()
             if isinstance(e, asyncio.CancelledError) and task and not task.cancelling():
                 # the driver cancels its own futures when the socket dies: nobody cancelled us

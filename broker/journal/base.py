@@ -31,8 +31,8 @@ LEASE_RENEW_S = 5.0
 #: ... and is taken for dead when it has not for this long. Its rollouts may then be taken over.
 LEASE_S = 20.0
 #: Executors' leases are shorter, since nobody else may go on with their calls while they hold.
-EXECUTOR_RENEW_S = 0.75
-EXECUTOR_LEASE_S = 3.0
+EXECUTOR_RENEW_S = 1.0
+EXECUTOR_LEASE_S = 5.0
 
 
 class Stored(msgspec.Struct, frozen=True):
