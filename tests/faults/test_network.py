@@ -1,32 +1,32 @@
 """Between workers and servers: cuts, stalls, delays, zombies, and limits of the broker."""
 
-import os
 import signal
 import time
 
 import pytest
 
-from tests.support.cluster import PREFETCH, Cluster, Worker
+from tests.support.cluster import Cluster, Worker
 from tests.support.proxy import Proxy
 
 TASKS = 200
-#: 10 s are promised of a machine that is not overloaded; this one may be by other tests.
-RECOVERY_S = 30.0 if os.getloadavg()[0] > 2 * (os.cpu_count() or 1) else 10.0
+FEW = 80
+KINDS = ("agent", "tool", "model", "verifier")
 
 
 def _behind(warren: Cluster, proxy: Proxy, *kinds: str) -> list[Worker]:
-    """Replace the workers of these kinds by one each whose broker is behind a proxy."""
-    for kind in kinds:
+    """Replace the workers of these kinds by such whose broker is behind a proxy."""
+    for kind in set(kinds):
         for worker in warren.living(kind):
-            warren.stop(worker)
+            warren.kill(worker)
     return warren.start(*kinds, WARREN_BROKER=proxy.url(warren.rabbitmq.url))
 
 
 def test_connections_are_cut_under_load(warren: Cluster) -> None:
     proxy = warren.proxy(warren.rabbitmq)
-    _behind(warren, proxy, "agent", "tool", "model", "verifier")
-    run = warren.enqueue(TASKS)
-    for answers in (TASKS // 4, TASKS // 2, TASKS):
+    _behind(warren, proxy, *KINDS, *KINDS)
+    warren.model.latency_s = 1.0
+    run = warren.enqueue(FEW)
+    for answers in (FEW // 4, FEW // 2, FEW):
         warren.answered(answers)
         warren.background.call(proxy.cut)
     run.check()
@@ -35,13 +35,11 @@ def test_connections_are_cut_under_load(warren: Cluster) -> None:
 def test_a_frozen_agent_is_replaced_and_wakes_up_harmless(warren: Cluster) -> None:
     proxy = warren.proxy(warren.rabbitmq)
     (frozen,) = warren.start("agent", WARREN_BROKER=proxy.url(warren.rabbitmq.url))
-    run = warren.enqueue(TASKS)
-    warren.model.slow = {n: 2.0 for n in range(0, TASKS, 4)}
-    warren.answered(TASKS // 2)
+    run = warren.enqueue(FEW)
+    warren.answered(FEW // 2)
     frozen.signal(signal.SIGSTOP)
     warren.background.call(proxy.cut)  # what the missed heartbeats would do half a minute later
-    warren.back_to_work(run)
-    warren.until(lambda: len(run.rows()) > TASKS // 2)
+    warren.until(lambda: len(run.rows()) > FEW // 2)
     frozen.signal(signal.SIGCONT)
     run.check()
 
@@ -53,43 +51,26 @@ def test_a_frozen_worker_is_replaced_and_wakes_up_harmless(warren: Cluster, kind
     (frozen,) = warren.start(kind, WARREN_BROKER=proxy.url(warren.rabbitmq.url))
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
-    frozen.signal(signal.SIGSTOP)
+    warren.freeze(frozen)
     warren.background.call(proxy.cut)
     warren.back_to_work(run)
-    time.sleep(3)  # the fault itself: long enough for others to have taken its work
+    time.sleep(4)  # the fault itself: long enough for others to have taken its work
     frozen.signal(signal.SIGCONT)
-    run.check(again=PREFETCH if kind == "model" else 0)
-
-
-@pytest.mark.faults
-def test_a_stall_of_the_network(warren: Cluster) -> None:
-    proxy = warren.proxy(warren.rabbitmq)
-    _behind(warren, proxy, "agent", "tool", "model", "verifier")
-    run = warren.enqueue(TASKS)
-    warren.answered(TASKS // 2)
-    proxy_stall(warren, proxy, 5.0)
-    warren.back_to_work(run)
     run.check()
-
-
-def proxy_stall(warren: Cluster, proxy: Proxy, seconds: float) -> None:
-    warren.background.call(proxy.stall)
-    time.sleep(seconds)  # the fault itself
-    warren.background.call(proxy.resume)
 
 
 @pytest.mark.faults
 def test_a_slow_network(warren: Cluster) -> None:
     proxy = warren.proxy(warren.rabbitmq)
     proxy.delay_s = 0.1
-    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    _behind(warren, proxy, *KINDS)
     warren.enqueue(TASKS).check(120)
 
 
 @pytest.mark.faults
 def test_a_cut_at_every_stair(warren: Cluster) -> None:
     proxy = warren.proxy(warren.rabbitmq)
-    _behind(warren, proxy, "agent", "tool", "model", "verifier")
+    _behind(warren, proxy, *KINDS)
     run = warren.enqueue(TASKS)
     warren.answered(20)
     proxy.more_bytes_each_time = 997
@@ -98,16 +79,16 @@ def test_a_cut_at_every_stair(warren: Cluster) -> None:
     time.sleep(15)  # the fault itself
     proxy.cut_after_bytes = None
     warren.background.call(proxy.cut)
-    run.check(120)
+    run.check()
 
 
 @pytest.mark.faults
 def test_redis_is_cut_off(warren: Cluster) -> None:
     proxy = warren.proxy(warren.redis)
-    for kind in ("agent", "tool", "model", "verifier"):
+    for kind in KINDS:
         for worker in warren.living(kind):
-            warren.stop(worker)
-    warren.start("agent", "tool", "model", "verifier", WARREN_REDIS=proxy.url(warren.redis.url))
+            warren.kill(worker)
+    warren.start(*KINDS, WARREN_REDIS=proxy.url(warren.redis.url))
     run = warren.enqueue(TASKS)
     for answers in (TASKS // 4, TASKS // 2, TASKS):
         warren.answered(answers)
@@ -116,30 +97,18 @@ def test_redis_is_cut_off(warren: Cluster) -> None:
     run.check()
 
 
-@pytest.mark.faults
-def test_the_broker_closes_all_connections(warren: Cluster) -> None:
-    warren.model.latency_s = 1.0  # rabbitmqctl takes seconds
-    run = warren.enqueue(2 * TASKS)
-    warren.answered(TASKS // 2)
-    warren.rabbitmq.ctl("close_all_connections", "drill")
-    warren.back_to_work(run)
-    run.check()
-
-
-@pytest.mark.faults
 def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) -> None:
-    warren.model.latency_s = 1.0  # rabbitmqctl takes seconds
-    run = warren.enqueue(2 * TASKS)
-    warren.answered(TASKS // 2)
+    run = warren.enqueue(2 * FEW, "--window", "20")
+    warren.answered(FEW // 2)
     warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     try:
-        time.sleep(5)  # the fault itself
+        warren.until(lambda: warren.model.in_flight == 0)
     finally:
         warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
-    warren.back_to_work(run)
     run.check()
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(240)
 def test_rollouts_ten_times_as_long_as_the_consumer_timeout(warren: Cluster) -> None:
     settings = "application:set_env(rabbit, channel_tick_interval, 500)"

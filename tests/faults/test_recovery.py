@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Worker
 from tests.support.proxy import Proxy
-from tests.support.recovery import RECOVERY_S, Paced
+from tests.support.recovery import RECOVERY_S, Pace, hurry, unhurried
 
 TASKS = 360
 KINDS = ("agent", "tool", "model", "verifier")
@@ -90,13 +90,14 @@ def test_the_full_rate_is_back_within_ten_seconds(
 ) -> None:
     if name == "kill-sink":
         warren.start("sink")  # the one that takes over
-    paced = Paced(warren, TASKS)
-    rate = paced.measure()
+    run = unhurried(warren, TASKS)
+    pace = Pace(warren, run)
+    rate = pace.measure()
     ended = FAULTS[name](warren)
-    seconds = paced.back(rate, ended)
+    seconds = pace.back(rate, ended)
     print(f"{name}: {rate:.1f} answers/s before, back after {seconds:.1f} s")
     record_property("recovery_s", round(seconds, 1))
-    paced.finish()
+    hurry(run)
     assert seconds < RECOVERY_S
 
 
@@ -118,12 +119,13 @@ def test_the_full_rate_is_back_after_the_network_is(
 ) -> None:
     proxy = warren.proxy(warren.rabbitmq if server == "broker" else warren.redis)
     _replace_all(warren, server, proxy)
-    paced = Paced(warren, TASKS)
-    rate = paced.measure()
+    run = unhurried(warren, TASKS)
+    pace = Pace(warren, run)
+    rate = pace.measure()
     fault(warren, proxy)
-    seconds = paced.back(rate, time.monotonic())
+    seconds = pace.back(rate, time.monotonic())
     print(f"{server} {fault.__name__[1:]}: back after {seconds:.1f} s")
-    paced.finish()
+    hurry(run)
     assert seconds < RECOVERY_S
 
 

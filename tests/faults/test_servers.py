@@ -1,6 +1,5 @@
 """RabbitMQ and Redis die, stall and forget under load."""
 
-import os
 import time
 from collections.abc import Callable
 
@@ -8,9 +7,7 @@ import pytest
 
 from tests.support.cluster import Cluster, RabbitServer
 
-TASKS = 200
-#: 10 s are promised of a machine that is not overloaded; this one may be by other tests.
-RECOVERY_S = 30.0 if os.getloadavg()[0] > 2 * (os.cpu_count() or 1) else 10.0
+TASKS = 100
 
 
 def _kill(rabbitmq: RabbitServer) -> None:
@@ -40,7 +37,7 @@ def test_redis_is_killed_under_load(warren: Cluster) -> None:
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
     warren.redis.kill()
-    warren.until(lambda: warren.model.in_flight == 0, 10)
+    warren.until(lambda: warren.model.in_flight == 0)
     warren.redis.start()
     warren.back_to_work(run)
     run.check()
@@ -65,10 +62,12 @@ def test_redis_comes_back_empty(warren: Cluster) -> None:
 
 
 @pytest.mark.faults
-def test_redis_stalls_for_five_seconds(warren: Cluster) -> None:
+@pytest.mark.timeout(300)
+def test_redis_is_away_for_longer_than_anybody_waits_for_it(warren: Cluster) -> None:
+    """Operations are tried again for 60 s; then deliveries are given back and taken again."""
     run = warren.enqueue(TASKS)
     warren.answered(TASKS // 2)
-    warren.redis_say("CLIENT PAUSE 5000 ALL")
-    time.sleep(5)  # the fault itself
-    warren.back_to_work(run)
+    warren.redis.kill()
+    time.sleep(75)  # the fault itself
+    warren.redis.start()
     run.check()

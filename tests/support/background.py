@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,6 +37,15 @@ class Background:
 
     async def _enter(self, context: AbstractAsyncContextManager[T]) -> T:
         return await self._stack.enter_async_context(context)
+
+    @contextmanager
+    def entered(self, context: AbstractAsyncContextManager[T]) -> Generator[T]:
+        """Open a context there for as long as this one is open."""
+        opened = self.run(context.__aenter__())
+        try:
+            yield opened
+        finally:
+            self.run(context.__aexit__(None, None, None))
 
     def close(self) -> None:
         """Leave the contexts, end the loop."""

@@ -37,9 +37,12 @@ from tests.support.recorded import Recorded, recorded_in_redis, recorded_in_sqli
 from tests.support.services import Container, RabbitProcess, RedisProcess
 
 ENVIRONMENTS: Final = Path(__file__).parent.parent / "faults" / "environments"
+#: Every worker serves all of them.
+GAMES: Final = ("lookup", "ledger", "till", "judged", "poison")
 KINDS: Final = ("agent", "tool", "model", "verifier", "sink")
 PREFETCH: Final = 32
-READY_S: Final = 60.0
+#: What waits longer than this is stuck, on any machine.
+PATIENCE_S: Final = 120.0
 #: What an interpreter alone takes on a loaded machine is not the worker's.
 EXIT_S: Final = 5.0
 #: What a worker that is told to stop gives to what it has in hand (broker/serve.py).
@@ -96,7 +99,7 @@ class Run:
         """Its present process's, as `Worker.name`."""
         return f"{self.id}-{self.starts}"
 
-    def wait(self, within_s: float = 60.0) -> None:
+    def wait(self, within_s: float = PATIENCE_S) -> None:
         """Until its command has ended well."""
         self.cluster.until(lambda: self.process.poll() is not None, within_s, self._standing)
         assert self.process.returncode == 0, self.log.read_text(errors="replace")[-3000:]
@@ -130,7 +133,7 @@ class Run:
 
     def check(
         self,
-        within_s: float = 60.0,
+        within_s: float = PATIENCE_S,
         *,
         again: int = 0,
         failed: Mapping[int, str] | None = None,
@@ -165,7 +168,6 @@ class Cluster:
     background: Background
     model: ModelServer
     workers: dict[str, list[Worker]] = field(default_factory=lambda: {k: [] for k in KINDS})
-    environment: str = "lookup"
     broker_url: str = ""
     redis_url: str = ""
     model_toml: str = ""
@@ -198,7 +200,7 @@ class Cluster:
     ) -> list[Worker]:
         """Start one worker of each kind and wait until all of them serve."""
         started = [self._start(kind, flags, keep, prefetch, variables) for kind in kinds]
-        self.until(lambda: all(w.said("worker started") for w in started), READY_S, self._dead)
+        self.until(lambda: all(w.said("worker started") for w in started), describe=self._dead)
         return started
 
     def _start(
@@ -213,18 +215,14 @@ class Cluster:
         if kind == "sink":
             words += ["--output", str(self.folder / "rows")]
         elif kind != "model":
-            words += ["--env", self.environment_file]
+            words += [word for game in GAMES for word in ("--env", file_of(game))]
         name = f"{kind}-{next(self._count)}"
         log = self.folder / f"{name}.log"
         process = self._spawn(words, log, variables, name)
-        again = lambda: self._start(kind, flags, keep, prefetch, {})  # noqa: E731
+        again = lambda: self._start(kind, flags, True, prefetch, {})  # noqa: E731
         worker = Worker(kind, name, process, log, again, keep)
         self.workers[kind].append(worker)
         return worker
-
-    @property
-    def environment_file(self) -> str:
-        return str(ENVIRONMENTS / f"{self.environment}.py")
 
     def _spawn(
         self, words: Sequence[str], log: Path, variables: Mapping[str, str], name: str
@@ -270,6 +268,11 @@ class Cluster:
         os.killpg(run.process.pid, signal.SIGKILL)
         run.process.wait(10)
         self._excuse(run.name)
+
+    def freeze(self, worker: Worker) -> None:
+        """SIGSTOP; what a frozen gateway had in hand may be asked for again."""
+        worker.signal(signal.SIGSTOP)
+        self._excuse(worker.name)
 
     def ended(self, worker: Worker) -> None:
         """A worker died by itself: what it had in hand may be asked for again."""
@@ -331,12 +334,20 @@ class Cluster:
         for kind in KINDS:
             for worker in [w for w in self.workers[kind] if not w.alive]:
                 self._forget(worker)
+            for worker in self.workers[kind]:
+                worker.keep = False
             want = 1 if kind == "sink" else each
             missing += [kind] * (want - len(self.workers[kind]))
         if missing:
             self.start(*missing)
         self.model.reset()
         self.excused.clear()
+
+    def supervise(self) -> None:
+        """From now on a worker that ends is started again, until the next `restore`."""
+        for workers in self.workers.values():
+            for worker in workers:
+                worker.keep = True
 
     def settle(self) -> None:
         """End what a test that failed has left running."""
@@ -354,19 +365,22 @@ class Cluster:
         with path.open("w", encoding="utf-8") as file:
             for number in range(count):
                 asked = {"input": f"This is task {number} of {run}"}
-                row = {"responses_create_params": asked, "number": number, **more}
+                row = {"responses_create_params": asked, "number": number, "run": run, **more}
                 file.write(json.dumps(row) + "\n")
         return path
 
-    def enqueue(self, count: int, *flags: str, tasks: Path | None = None, **more: Any) -> Run:
-        """Start a run; standing sinks write its rows."""
+    def enqueue(
+        self, count: int, *flags: str, game: str = "lookup", steps: int = STEPS, **more: Any
+    ) -> Run:
+        """Start a run; standing sinks write its rows. `more` goes into every row."""
         run = f"run-{uuid.uuid4().hex[:8]}"
-        file = tasks or self.tasks(run, count, **more)
-        words = ["enqueue", str(file), "--env", self.environment_file, "--model", "m"]
+        file = self.tasks(run, count, **more)
+        words = ["enqueue", str(file), "--env", file_of(game), "--model", "m"]
         words += ["--run", run, "--wait", "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
         process = self._spawn(words, log, {}, f"{run}-1")
-        return self._follow(Run(self, run, count, process, self.folder / "rows" / run, log))
+        output = self.folder / "rows" / run
+        return self._follow(Run(self, run, count, process, output, log, steps=steps))
 
     def collect(
         self,
@@ -374,12 +388,13 @@ class Cluster:
         *flags: str,
         output: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        game: str = "lookup",
     ) -> Run:
         """Start `warren collect` over external workers."""
         run = f"run-{uuid.uuid4().hex[:8]}"
         variables = variables or {}
         output = output or self.folder / f"{run}.jsonl"
-        words = ["collect", str(self.tasks(run, count)), "--env", self.environment_file]
+        words = ["collect", str(self.tasks(run, count)), "--env", file_of(game)]
         words += ["--model", "m", "--run", run, "-o", str(output), "--json", "-q", *flags]
         log = self.folder / f"{run}.log"
         process = self._spawn(words, log, variables, f"{run}-1")
@@ -400,7 +415,7 @@ class Cluster:
     def until(
         self,
         condition: Callable[[], bool],
-        within_s: float = 30.0,
+        within_s: float = PATIENCE_S,
         describe: Callable[[], str] = str,
     ) -> float:
         """Wait for it; the seconds that it took. Acts as supervisor of workers to keep."""
@@ -420,11 +435,11 @@ class Cluster:
         dead = [w for kind in KINDS for w in self.workers[kind] if not w.alive]
         return "\n".join(w.log.read_text(errors="replace")[-2000:] for w in dead) or "all alive"
 
-    def answered(self, count: int, within_s: float = 30.0) -> None:
+    def answered(self, count: int, within_s: float = PATIENCE_S) -> None:
         """Wait until the model has answered so often: a run is well under way."""
         self.until(lambda: self.model.answered.total() >= count, within_s, self._dead)
 
-    def back_to_work(self, run: Run, within_s: float = 30.0) -> float:
+    def back_to_work(self, run: Run, within_s: float = PATIENCE_S) -> float:
         """Wait for new answers since now, unless the run has all of its; seconds that it took."""
         seen = self.model.answered.total()
         return self.until(
@@ -454,16 +469,19 @@ class Cluster:
             process.wait(10)
 
 
+def file_of(game: str) -> str:
+    """What `--env` takes for one of our environments."""
+    return str(ENVIRONMENTS / f"{game}.py")
+
+
 @contextmanager
-def cluster(
-    folder: Path, rabbitmq: RabbitServer, redis: RedisServer, environment: str = "lookup"
-) -> Generator[Cluster]:
+def cluster(folder: Path, rabbitmq: RabbitServer, redis: RedisServer) -> Generator[Cluster]:
     """Nothing runs yet but the model."""
     background = Background()
     model = ModelServer()
     try:
         background.enter(model.serving())
-        made = Cluster(folder, rabbitmq, redis, background, model, environment=environment)
+        made = Cluster(folder, rabbitmq, redis, background, model)
         try:
             yield made
         finally:

@@ -4,17 +4,18 @@ A run at constant concurrency on a model that takes its time, so that the model'
 pace and not the machine. `rate` is answers per second before the fault; it is back at the end of
 the first two seconds, after the fault's end, in which the model gave 80 % of that.
 
-    paced = Paced(warren, tasks=400)
-    before = paced.measure()
+    run = unhurried(warren, tasks=400)
+    pace = Pace(warren, run)
+    before = pace.measure()
     ... the fault, until `ended` ...
-    seconds = paced.back(before, ended)
-    paced.finish()
+    seconds = pace.back(before, ended)
+    hurry(run)
 """
 
 import time
 from typing import Final
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Run
 
 #: Rollouts in flight. Either of two agent workers has slots for all of them.
 CONCURRENCY: Final = 24
@@ -29,15 +30,25 @@ RECOVERY_S: Final = 10.0
 _PATIENCE_S: Final = 60.0
 
 
-class Paced:
-    """One such run."""
+def unhurried(warren: Cluster, tasks: int) -> Run:
+    """Start a run whose pace the model sets."""
+    warren.model.latency_s, warren.model.spread = LATENCY_S, 0.5
+    return warren.enqueue(tasks, "--window", str(CONCURRENCY))
 
-    def __init__(self, warren: Cluster, tasks: int, *, concurrency: int = CONCURRENCY) -> None:
+
+def hurry(run: Run) -> None:
+    """Let the rest of it be quick; then the oracle."""
+    run.cluster.model.latency_s = 0.02
+    run.check()
+
+
+class Pace:
+    """How fast a run's model calls are answered."""
+
+    def __init__(self, warren: Cluster, run: Run) -> None:
         self._warren = warren
         self._model = warren.model
-        self._model.latency_s = LATENCY_S
-        self._model.spread = 0.5
-        self.run = warren.enqueue(tasks, "--window", str(concurrency))
+        self._run = run
 
     def measure(self) -> float:
         """Answers per second, once it is under way."""
@@ -56,7 +67,7 @@ class Paced:
         """Wait until it is as fast again; seconds from `since` to the end of those that show it."""
 
         def is_back() -> bool:
-            assert not self.run.all_answered(), "the run ended before its rate could be measured"
+            assert not self._run.all_answered(), "the run ended before its rate could be measured"
             now = time.monotonic()
             return now >= since + WINDOW_S and self._rate_now(now) >= SHARE * rate
 
@@ -66,8 +77,3 @@ class Paced:
     def _rate_now(self, now: float | None = None) -> float:
         now = now or time.monotonic()
         return self._model.rate(now - WINDOW_S, now)
-
-    def finish(self) -> None:
-        """Let the rest be quick; then the oracle."""
-        self._model.latency_s = 0.02
-        self.run.check(120)
