@@ -69,7 +69,7 @@ class Batching:
     size_bytes: int = 8 * 1024 * 1024
     """Of packed trajectories; as rows they are up to four times that."""
     linger_s: float = 0.2
-    """After the batch's first result."""
+    """After the last commit: a result that comes alone waits for no others."""
 
 
 class _Batch:
@@ -92,6 +92,7 @@ class _Writer:
         self._batch = _Batch()
         self._arrived = asyncio.Event()
         self._enough = asyncio.Event()
+        self._rest_until = 0.0
         self._busy = False
 
     @property
@@ -118,13 +119,14 @@ class _Writer:
             if not await _set_within(self._arrived, self._sink.reconcile_s):
                 await self._reconcile()
                 continue
-            await _set_within(self._enough, self._sink.batching.linger_s)
+            await _set_within(self._enough, max(self._rest_until - time.monotonic(), 0.0))
             batch, self._batch = self._batch, _Batch()
             self._arrived.clear()
             self._enough.clear()
             self._busy = True
             await self._commit(batch.results)
             self._busy = False
+            self._rest_until = time.monotonic() + self._sink.batching.linger_s
             batch.done.set_result(None)
 
     async def _commit(self, results: Sequence[Result]) -> None:
