@@ -40,6 +40,7 @@ from warren.settings import Settings
 from warren.summary import RunSummary
 from warren.suspects import hosted
 from workers.model_gateway.config import ModelConfig
+from workers.watchdog import watch_loop
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
@@ -215,7 +216,8 @@ async def _work(
         open_all(at, plan) as sources,
         hosted(at, plan.environments),
     ):
-        await serve(at.broker, sources, stop=stop)
+        with watch_loop():  # as in workers: ends this process, and the same command goes on
+            await serve(at.broker, sources, stop=stop)
 
 
 def _say_how_to_go_on(collection: Collection, accounts: Accounts) -> None:
