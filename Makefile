@@ -1,9 +1,10 @@
 # All that a developer, CI and a newcomer type. Needs: git, make and Python 3.11 or newer.
 #   make demo     install Warren and collect the shipped example tasks
 #   make check    ruff, formatting, mypy, layers
-#   make test     all tests, over private RabbitMQ and Redis servers too
+#   make test     all tests, over private RabbitMQ and Redis servers too, one case per fault
 #   make test-faults            the full fault matrix, thousands of random schedules
 #   make test-vllm              the gateway against a real vLLM on this CPU (3.4 GiB, minutes)
+#   make drill                  what breaks others, on 2,000 rollouts each; a table
 #   make soak MINUTES=10        random faults under load, an audit, memory slopes
 #   make bench                  CPU, memory and latency per rollout (benchmarks/README.md)
 
@@ -14,7 +15,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test test-faults test-vllm soak bench clean
+.PHONY: help install demo check test test-faults test-vllm soak drill bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,11 +31,17 @@ check: $(STAMPS)/check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# PYTEST="-k journal -x" narrows it down. Three processes, since most tests wait for others.
+# First one seeded case per class of fault: real processes, which want the machine to themselves.
+# Then three processes, since most tests wait for others. PYTEST="-k journal -x" narrows it down.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/faults $(PYTEST)
+ifeq ($(PYTEST),)
+	$(BIN)/python -m pytest tests/faults --timeout 300
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/faults
+else
+	$(BIN)/python -m pytest $(PYTEST)
+endif
 
-# Real processes killed at every step, servers too, and the gateway's storms: half an hour.
+# Real processes killed at every step, servers too, and the gateway's storms: 40 minutes.
 test-faults: $(STAMPS)/test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --timeout 600 $(PYTEST)
 	$(BIN)/python -m pytest -m faults --ignore tests/faults --timeout 600 $(PYTEST)
@@ -55,6 +62,10 @@ test-vllm: $(STAMPS)/test .venv-vllm/.stamp
 
 soak: $(STAMPS)/test
 	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
+
+# DRILL="--tasks 500 --in-flight 100 --seed 7"
+drill: $(STAMPS)/test
+	$(BIN)/python -m tests.drill.run $(DRILL)
 
 # BENCH="rabbitmq-plain --repeat 3", BENCH=--full: see benchmarks/README.md
 bench: $(STAMPS)/test

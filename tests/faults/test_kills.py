@@ -17,26 +17,14 @@ def test_each_kind_of_worker_dies_once_at_a_seeded_moment(warren: Cluster) -> No
     for kind, share in zip(kinds, sorted(chance.uniform(0.1, 0.9) for _ in kinds), strict=True):
         warren.answered(int(share * 2 * FEW))
         warren.kill(warren.living(kind)[0])
-        warren.start(kind)
+        if kind == "sink":  # there are two of the others
+            warren.start(kind)
     run.check()
 
 
 @pytest.mark.faults
 def test_an_undisturbed_run_has_a_row_for_every_task(warren: Cluster) -> None:
     warren.enqueue(TASKS).check()
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("kind", ["agent", "tool", "model", "verifier", "sink"])
-def test_kill_9_under_load(warren: Cluster, kind: str) -> None:
-    run = warren.enqueue(TASKS)
-    warren.answered(TASKS // 2)
-    warren.kill(warren.living(kind)[0])
-    if kind == "sink":
-        warren.start("sink")
-    else:
-        warren.back_to_work(run)
-    run.check()
 
 
 #: Place -> which kind of worker passes it.

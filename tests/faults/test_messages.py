@@ -121,4 +121,4 @@ def test_queues_that_are_full_hold_publishers_back_and_lose_nothing(warren: Clus
         warren.kill(worker)
     warren.start("model", prefetch=8)  # 64 rollouts have their calls in a queue with room for 4
     with _room_for(warren, 4):
-        warren.enqueue(4 * TASKS).check()
+        warren.enqueue(2 * TASKS).check()

@@ -25,8 +25,8 @@ def test_connections_are_cut_under_load(warren: Cluster) -> None:
     proxy = warren.proxy(warren.rabbitmq)
     _behind(warren, proxy, *KINDS, *KINDS)
     warren.model.latency_s = 1.0
-    run = warren.enqueue(FEW)
-    for answers in (FEW // 4, FEW // 2, FEW):
+    run = warren.enqueue(FEW // 2)
+    for answers in (FEW // 4, FEW // 2):
         warren.answered(answers)
         warren.background.call(proxy.cut)
     run.check()
@@ -98,8 +98,8 @@ def test_redis_is_cut_off(warren: Cluster) -> None:
 
 
 def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) -> None:
-    run = warren.enqueue(2 * FEW, "--window", "20")
-    warren.answered(FEW // 2)
+    run = warren.enqueue(FEW, "--window", "20")
+    warren.answered(FEW // 4)
     warren.rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
     try:
         warren.until(lambda: warren.model.in_flight == 0)

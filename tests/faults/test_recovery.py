@@ -73,7 +73,7 @@ def _memory_alarm(warren: Cluster) -> float:
 
 FAULTS: dict[str, Fault] = {
     **{f"kill-{kind}": _kill(kind) for kind in (*KINDS, "sink")},
-    **{f"sigterm-{kind}": _sigterm(kind) for kind in KINDS},
+    **{f"sigterm-{kind}": _sigterm(kind) for kind in ("agent", "model")},
     "broker-kill": _broker_kill,
     "close-all-connections": _close_all,
     "memory-alarm": _memory_alarm,

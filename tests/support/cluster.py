@@ -170,8 +170,8 @@ class Cluster:
     workers: dict[str, list[Worker]] = field(default_factory=lambda: {k: [] for k in KINDS})
     broker_url: str = ""
     redis_url: str = ""
-    model_toml: str = ""
-    """More lines about each model in warren.toml."""
+    try_timeout_s: float = 600.0
+    """What a gateway gives the model for an answer."""
     runs: list[Run] = field(default_factory=list)
     excused: Counter[Step] = field(default_factory=Counter)
     """Steps that gateways which ended had in hand: each may be asked for once more."""
@@ -182,9 +182,8 @@ class Cluster:
         self.broker_url = self.broker_url or self.rabbitmq.url
         self.redis_url = self.redis_url or self.redis.url
         names = ("m", "judge")
-        served = (
-            f'base_urls = ["{self.model.url}"]\napi_key_env = "PROCESS_NAME"\n{self.model_toml}'
-        )
+        served = f'base_urls = ["{self.model.url}"]\napi_key_env = "PROCESS_NAME"'
+        served += f"\ntry_timeout_s = {self.try_timeout_s}"
         toml = "\n".join(f"[models.{name}]\n{served}" for name in names)
         (self.folder / "warren.toml").write_text(toml, encoding="utf-8")
 
@@ -475,13 +474,15 @@ def file_of(game: str) -> str:
 
 
 @contextmanager
-def cluster(folder: Path, rabbitmq: RabbitServer, redis: RedisServer) -> Generator[Cluster]:
+def cluster(
+    folder: Path, rabbitmq: RabbitServer, redis: RedisServer, *, try_timeout_s: float = 600.0
+) -> Generator[Cluster]:
     """Nothing runs yet but the model."""
     background = Background()
     model = ModelServer()
     try:
         background.enter(model.serving())
-        made = Cluster(folder, rabbitmq, redis, background, model)
+        made = Cluster(folder, rabbitmq, redis, background, model, try_timeout_s=try_timeout_s)
         try:
             yield made
         finally:
