@@ -107,22 +107,23 @@ class Executor:
     async def _part(self) -> None:
         """We stop: what we give back is for others at once. Once for all that is cancelled."""
         if self._lease and self._parting is None:
-            self._parting = asyncio.create_task(self._end_lease())
+            self._parting = asyncio.create_task(self._end(self._lease))
         if self._parting is not None:
             await asyncio.shield(self._parting)
 
-    async def _end_lease(self) -> None:
+    async def _end(self, lease: str) -> None:
         with suppress(TimeoutError, JournalUnavailable):  # it runs out by itself
             async with asyncio.timeout(_PARTING_S):
-                await self._journal.end_lease(self._lease)
+                await self._journal.end_lease(lease)
 
-    def _disown(self) -> None:
-        """A claim of ours may stand for a call that we do not work on: be another from now on.
+    async def _disown(self) -> None:
+        """A claim of ours may stand for a call that we do not work on: nobody shall wait for it.
 
-        Nobody waits for us longer than the old name's lease holds.
+        So we are another from now on. What else we have in hand nobody waits for, either.
         """
         if self._lease:
-            self._lease = new_worker_id("executor")
+            old, self._lease = self._lease, new_worker_id("executor")
+            await self._end(old)
 
     async def execute(self, call: Call, work: Work) -> Outcome:
         """Run `work` for this call unless its result is known; answer its owner.
@@ -146,7 +147,7 @@ class Executor:
             await self._part()
             raise
         except Exception:
-            self._disown()
+            await self._disown()
             raise
         finally:
             del self._running[key]
