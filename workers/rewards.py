@@ -100,7 +100,8 @@ def reward_failure(name: str, message: str, where: str = "") -> Failure:
 
 
 def _checked(value: object, allowed: tuple[float, float]) -> float:
-    if not isinstance(value, SupportsFloat):  # numpy's and decimal's numbers are welcome
+    # numpy's and decimal's numbers are welcome; a protocol is slow to ask for
+    if type(value) is not float and not isinstance(value, SupportsFloat):
         raise BadReward(f"returned {type(value).__name__} {str(value)[:80]!r}, not a number")
     try:
         value = float(value)

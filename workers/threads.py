@@ -1,8 +1,9 @@
 """Threads for the user's synchronous functions, so that none of them blocks the event loop.
 
 A thread cannot be killed. One whose caller has given up (a timeout) is *lost*: it is counted until
-its function returns, and since all are daemons it never keeps a process alive. One thread per call
-(some 60 us) rather than a pool, which lost threads would fill up. Prefetch bounds their number.
+its function returns, and since all are daemons it never keeps a process alive. A thread whose
+function has returned takes the next call; one that is lost takes none, so that lost ones are never
+waited for. Prefetch bounds their number.
 """
 
 import asyncio
@@ -11,9 +12,13 @@ import contextvars
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Final
 
 from workers.limited import described
+
+#: Threads that wait for the next call; what more there are end.
+_MAX_IDLE: Final = 64
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class Threads:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lost = 0
+        self._idle: list[SimpleQueue[_Job]] = []
 
     @property
     def lost(self) -> int:
@@ -45,9 +51,7 @@ class Threads:
         """
         loop = asyncio.get_running_loop()
         job = _Job(function, loop, loop.create_future(), contextvars.copy_context())
-        threading.Thread(
-            target=self._work, args=(job,), name="warren-user-code", daemon=True
-        ).start()
+        self._begin(job)
         try:
             return await job.done
         except asyncio.CancelledError:
@@ -60,13 +64,31 @@ class Threads:
                 job.lost = True
                 self._lost += 1
 
-    def _work(self, job: _Job) -> None:
-        result, error = _call(job)
-        with self._lock:
-            job.finished = True
-            self._lost -= job.lost
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting
-            job.loop.call_soon_threadsafe(_settle, job, result, error)
+    def _begin(self, job: _Job) -> None:
+        try:
+            jobs = self._idle.pop()
+        except IndexError:
+            jobs = SimpleQueue()
+            threading.Thread(
+                target=self._serve, args=(jobs,), name="warren-user-code", daemon=True
+            ).start()
+        jobs.put(job)
+
+    def _serve(self, jobs: "SimpleQueue[_Job]") -> None:
+        while True:
+            job = jobs.get()
+            result, error = _call(job)
+            with self._lock:
+                job.finished = True
+                self._lost -= job.lost
+            stays = len(self._idle) < _MAX_IDLE
+            if stays:  # before anybody hears of the result, and calls again
+                self._idle.append(jobs)
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting
+                job.loop.call_soon_threadsafe(_settle, job, result, error)
+            if not stays:
+                return
+            del job, result, error
 
 
 def _call(job: _Job) -> tuple[Any, BaseException | None]:

@@ -6,6 +6,7 @@ context; each call has a path that depends on the code's structure only, never o
 """
 
 import asyncio
+import functools
 import json
 import random
 import uuid
@@ -93,13 +94,16 @@ class Context:
         self.task = task
         self.conversation = Conversation(task.prompt)
         """The main conversation: `ctx.model()` continues it."""
-        self.random = random.Random(f"{task.rollout_id}/{calls.attempt}/{prefix}")
-        """Seeded by rollout, attempt and branch, so that a replay draws the same."""
         self._calls = calls
         self._prefix = prefix
         self._next = 0
         self._step = "start"
         self._tools_called = 0
+
+    @functools.cached_property
+    def random(self) -> random.Random:
+        """Seeded by rollout, attempt and branch, so that a replay draws the same."""
+        return random.Random(f"{self.task.rollout_id}/{self._calls.attempt}/{self._prefix}")
 
     async def model(
         self,
