@@ -83,10 +83,10 @@ async def one_round(config: ModelConfig) -> float:
 
 
 @contextlib.contextmanager
-def stub(tokens: int) -> Iterator[str]:
+def stub(tokens: int, **more: object) -> Iterator[str]:
     """A stub that answers with so many tokens; its URL."""
     port = free_port()
-    options = json.dumps({"steps": 1, "tokens": tokens, "prompt_tokens": 500})
+    options = json.dumps({"steps": 1, "tokens": tokens, "prompt_tokens": 500, **more})
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.stub", str(port), options], stdout=subprocess.DEVNULL
     )

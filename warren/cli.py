@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -28,6 +29,9 @@ _EXIT_CODES: Final[dict[type[Exception], int]] = {
 
 #: Python's 700 looks for cycles after every other message; ours are few, but for exceptions'.
 _GC_THRESHOLDS: Final = (20_000, 20, 10)
+
+#: Shells often give 1,024 of the many that the system allows.
+_OPEN_FILES: Final = 65_536
 
 Run = Callable[[Any, Settings], Coroutine[Any, Any, int]]
 
@@ -73,10 +77,20 @@ def _import(parsed: Parsed) -> Run:
     return run
 
 
+def open_files() -> int:
+    """Take as many open files as we may, since each call in flight is one; how many those are."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return wanted
+
+
 def _run_loop(command: Coroutine[Any, Any, int]) -> int:
     # A shell that starts us in the background has SIGINT ignored; Ctrl-C must stop us anyhow.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What was imported stays; what a rollout leaves dies with its last reference.
+    open_files()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 #: While no endpoint is up, calls go round the shortest rung: all are back soon after it is.
 _DOWN_WAIT_S: Final = 5.0
 #: Share of the prefetch that each lane may hold.
-_LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
+LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
 
 
 class ModelGateway:
@@ -68,7 +68,7 @@ class ModelGateway:
         return [
             Source(
                 model_queue(lane, model),
-                max(int(self._prefetch * _LANE_SHARE[lane]), 1),
+                max(int(self._prefetch * LANE_SHARE[lane]), 1),
                 self.handle,
                 "model",
             )

@@ -4,9 +4,11 @@ The `openai` SDK takes most of a second to import, aiohttp a tenth: what uses th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import logging
+import resource
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.base import Broker
 from broker.errors import Unreachable
@@ -19,7 +21,7 @@ from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig, is_openai
 from workers.model_gateway.endpoint import Endpoint, Probed
-from workers.model_gateway.gateway import ModelGateway
+from workers.model_gateway.gateway import LANE_SHARE, ModelGateway
 from workers.model_gateway.policy_watch import watching
 from workers.model_gateway.pool import EndpointPool
 from workers.model_gateway.scripted import ScriptedBackend, scripted_name
@@ -30,6 +32,11 @@ from workers.threads import Threads
 if TYPE_CHECKING:
     from workers.model_gateway.openai_backend import OpenAIBackend
     from workers.model_gateway.vllm_backend import VllmBackend
+
+log = logging.getLogger(__name__)
+
+#: Broker, store, logs, whatever user code opens.
+_OTHER_FILES: Final = 100
 
 
 @asynccontextmanager
@@ -47,6 +54,7 @@ async def open_gateway(
     `shared` is what it has in common with the other gateways of its models; None: there are none.
     """
     common = shared or MemoryShared()
+    _warn_of_few_files(models.values(), prefetch)
     async with AsyncExitStack() as stack:
         pools: dict[str, tuple[ModelConfig, EndpointPool]] = {}
         served: dict[str, tuple[ModelConfig, Backend]] = {}
@@ -67,6 +75,19 @@ async def open_gateway(
         executor = Executor(broker, journal)
         await stack.enter_async_context(executor.open())
         yield ModelGateway(executor, served, prefetch=prefetch, spending=spending)
+
+
+def _warn_of_few_files(models: Iterable[ModelConfig], prefetch: int) -> None:
+    """Each request in flight is an open file; without one it looks as if the endpoint were gone."""
+    most = sum(LANE_SHARE.values()) * prefetch
+    needed = int(sum(min(model.max_concurrency * len(model.urls), most) for model in models))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < needed + _OTHER_FILES:
+        log.warning(
+            "too few open files for all requests in flight: raise `ulimit -Hn`, or lower the"
+            " models' max_concurrency",
+            extra={"allowed": allowed, "needed": needed + _OTHER_FILES},
+        )
 
 
 def endpoints(config: ModelConfig) -> list[Endpoint]:
