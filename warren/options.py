@@ -8,9 +8,10 @@ A command returns EXIT_OK or EXIT_FAILED and raises for everything else: UsageEr
 Unreachable (3). KeyboardInterrupt (130) is the CLI's.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+
+import msgspec
 
 from broker.messages import Budget, Limits, Sampling
 from broker.shared.base import PauseMode
@@ -33,8 +34,7 @@ Workers = Literal["own", "external"]
 """Whether `collect` starts all workers itself, or uses those that run already."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `collect` and `enqueue` share: which rollouts to make, and how."""
 
     tasks: str
@@ -48,9 +48,9 @@ class RunOptions:
     repeats: int = 1
     limit: int | None = None
     """Only the first so many input lines."""
-    sampling: Sampling = field(default_factory=Sampling)
-    limits: Limits = field(default_factory=Limits)
-    budget: Budget = field(default_factory=Budget)
+    sampling: Sampling = msgspec.field(default_factory=Sampling)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    budget: Budget = msgspec.field(default_factory=Budget)
     judge_model: str | None = None
     """Judges in the place of the environment's judge_model."""
     system_prompt: str | None = None
@@ -71,8 +71,7 @@ class RunOptions:
     """One JSON object as stdout's last line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectOptions(RunOptions):
+class CollectOptions(RunOptions, frozen=True, kw_only=True):
     """`warren collect`."""
 
     output: Path
@@ -86,16 +85,14 @@ class CollectOptions(RunOptions):
     """Delete what another run left at `output`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnqueueOptions(RunOptions):
+class EnqueueOptions(RunOptions, frozen=True, kw_only=True):
     """`warren enqueue`; standing sinks write the rows."""
 
     wait: bool = False
     """Return when every rollout is committed, as `collect` does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren worker KIND`."""
 
     kind: WorkerKind
@@ -109,24 +106,21 @@ class WorkerOptions:
     """Sink workers: the root; rows go to `output/<run>/`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunsOptions:
+class RunsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren runs`: all known runs, or one."""
 
     run: str | None = None
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelOptions:
+class CancelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren cancel RUN`."""
 
     run: str
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyUpdateOptions:
+class PolicyUpdateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren policy update`: every endpoint of a model loads new weights."""
 
     model: str
@@ -137,16 +131,14 @@ class PolicyUpdateOptions:
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditOptions:
+class AuditOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren audit OUTPUT`: check every part and every id."""
 
     output: Path
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReverifyOptions:
+class ReverifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren reverify ROLLOUTS`: score stored rollouts again, without their agents."""
 
     rollouts: Path
@@ -164,8 +156,7 @@ class ReverifyOptions:
 DlqAction = Literal["list", "show", "replay", "drop"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DlqOptions:
+class DlqOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren dlq ACTION`."""
 
     action: DlqAction
@@ -179,16 +170,14 @@ class DlqOptions:
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvInitOptions:
+class EnvInitOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren env init NAME`: write a working environment to start from."""
 
     name: str
     directory: Path = Path()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvTestOptions:
+class EnvTestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren env test ENV`: run its tasks on the scripted policy and say what is wrong."""
 
     environment: str
@@ -198,15 +187,13 @@ class EnvTestOptions:
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvListOptions:
+class EnvListOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren env list`."""
 
     json: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`warren demo`: collect the shipped example tasks, embedded."""
 
     output: Path = Path("demo")
