@@ -2,6 +2,7 @@
 -- state the same rules in Python.
 --   KEYS[1]  the record;  KEYS[2]  for a verifier's record, its rollout's
 --   ARGV     operation, milliseconds to keep what changed, then the operation's own
+-- The frequent ones come first and return at once: what follows is not even defined then.
 -- Fields of a record: epoch phase inbox attempt idle_takes strikes state state_version
 -- first_taken_at stored previous, and per call path hash:P carrier:P starts:P result:P.
 
@@ -26,22 +27,18 @@ local function epoch()
 end
 
 local function take(fresh, inbox, counts, now)
-  local current = epoch()
+  local f = redis.call('HMGET', key, 'epoch', 'inbox', 'idle_takes', 'first_taken_at')
+  local current, owner = f[1] or epoch(), f[2]
   if current == '' then return {'committed'} end
-  local owner = get('inbox')
   if another_lives(owner, inbox) then return {'owned', owner} end
-  if not current then set('epoch', fresh, 'attempt', 1, 'phase', 'run') end
-  redis.call('HINCRBY', key, 'idle_takes', counts)
-  if number(get('first_taken_at')) == 0 then set('first_taken_at', now) end
-  set('inbox', inbox)
+  local first = f[4]
+  if number(first) == 0 then first = now end
+  local changed = {'idle_takes', number(f[3]) + counts, 'first_taken_at', first, 'inbox', inbox}
+  if current then set(unpack(changed))
+  else set('epoch', fresh, 'attempt', 1, 'phase', 'run', unpack(changed)) end
   return {'run', redis.call('HGETALL', key)}
 end
-
-local function release(of, inbox)
-  if epoch() == of and get('inbox') == inbox then
-    set('inbox', '', 'idle_takes', math.max(0, number(get('idle_takes')) - 1))
-  end
-end
+if op == 'take' then return take(unpack(ARGV, 3)) end
 
 -- A claim: the carrier, and after an @ the executor that has it in hand.
 local function claimants(claim)
@@ -51,12 +48,12 @@ local function claimants(claim)
 end
 
 local function begin(of, path, hash, carrier, executor, claim, held, force)
-  local current = epoch()
+  local result_field, starts_field = 'result:' .. path, 'starts:' .. path
+  local f = redis.call('HMGET', key, 'hash:' .. path, 'carrier:' .. path, result_field,
+    'stored', 'inbox', 'state_version', 'epoch', starts_field)
+  local current = f[7] or epoch()
   if not current then return {'lost'} end
   if current ~= of then return {'gone'} end
-  local result_field = 'result:' .. path
-  local f = redis.call('HMGET', key, 'hash:' .. path, 'carrier:' .. path, result_field,
-    'stored', 'inbox', 'state_version')
   local same = not f[1] or f[1] == hash
   if f[3] and same then return {'found', f[3], f[5] or ''} end
   if number(f[4]) < tonumber(held) then return {'lost'} end
@@ -66,21 +63,18 @@ local function begin(of, path, hash, carrier, executor, claim, held, force)
     if another ~= carrier then return {'duplicate'} end
     if busy ~= '' and busy ~= executor and alive(busy) then return {'busy'} end
   end
-  local starts = redis.call('HINCRBY', key, 'starts:' .. path, 1)
-  set('hash:' .. path, hash, 'carrier:' .. path, claim)
-  return {'go', starts, get('state') or '', number(f[6])}
+  local starts, version = number(f[8]) + 1, number(f[6])
+  set('hash:' .. path, hash, 'carrier:' .. path, claim, starts_field, starts)
+  return {'go', starts, version > 0 and get('state') or '', version}
 end
-
-local function put_off(of, path, claim, carrier)
-  if epoch() == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
-end
+if op == 'begin' then return begin(unpack(ARGV, 3)) end
 
 local function finish(of, path, hash, held, result, version, state)
-  local current = epoch()
+  local f = redis.call('HMGET', key, 'hash:' .. path, 'result:' .. path, 'stored', 'inbox',
+    'state_version', 'epoch', 'carrier:' .. path)
+  local current = f[6] or epoch()
   if not current then return {'lost'} end
   if current ~= of then return {'gone'} end
-  local f = redis.call('HMGET', key, 'hash:' .. path, 'result:' .. path, 'stored', 'inbox',
-    'state_version')
   local same = not f[1] or f[1] == hash
   local inbox = f[4] or ''
   if f[2] and same then return {'known', inbox, f[2]} end
@@ -90,10 +84,35 @@ local function finish(of, path, hash, held, result, version, state)
     if number(f[5]) ~= tonumber(version) then return {'gone'} end
     redis.call('HSET', key, 'state', state, 'state_version', tonumber(version) + 1)
   end
-  redis.call('HDEL', key, 'carrier:' .. path)
+  if f[7] then redis.call('HDEL', key, 'carrier:' .. path) end
   set('hash:' .. path, hash, 'result:' .. path, result, 'stored', number(f[3]) + 1,
     'idle_takes', 0)
   return {'won', inbox}
+end
+if op == 'finish' then return finish(unpack(ARGV, 3)) end
+
+local function ended(of)
+  if epoch() == of then set('phase', 'ended') end
+end
+if op == 'ended' then return ended(unpack(ARGV, 3)) end
+
+local function committed()
+  for i = 1, #KEYS do
+    key = KEYS[i]
+    redis.call('DEL', key, key .. '/verify')
+    set('epoch', '', 'phase', 'committed')
+  end
+end
+if op == 'committed' then return committed() end
+
+local function release(of, inbox)
+  if epoch() == of and get('inbox') == inbox then
+    set('inbox', '', 'idle_takes', math.max(0, number(get('idle_takes')) - 1))
+  end
+end
+
+local function put_off(of, path, claim, carrier)
+  if epoch() == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
 end
 
 local function look(of, ...)
@@ -156,19 +175,6 @@ local function strike(of)
   return number(get('strikes'))
 end
 
-local function ended(of)
-  if epoch() == of then set('phase', 'ended') end
-end
-
-local function committed()
-  for i = 1, #KEYS do
-    key = KEYS[i]
-    redis.call('DEL', key, key .. '/verify')
-    set('epoch', '', 'phase', 'committed')
-  end
-end
-
-local operations = {take = take, release = release, begin = begin, put_off = put_off,
-  finish = finish, look = look,
-  upload = upload, restart = restart, strike = strike, ended = ended, committed = committed}
+local operations = {release = release, put_off = put_off, look = look, upload = upload,
+  restart = restart, strike = strike}
 return operations[op](unpack(ARGV, 3))
