@@ -2,13 +2,13 @@
 
 import pytest
 
-from broker.errors import Unreachable
+from broker.errors import Unreachable, UsageError
 from broker.masking import Secret
 from tests.support import provider
 from tests.support.gateway import KEY, config, output, serving
 from tests.support.ports import free_port
 from workers.model_gateway.config import Azure, Price
-from workers.model_gateway.opening import check_endpoint
+from workers.model_gateway.opening import check_endpoint, endpoints
 from workers.spec import Item, message_text
 
 TOOL: Item = {
@@ -105,6 +105,16 @@ async def test_azure_is_asked_in_its_own_way(token: Secret | None) -> None:
     assert seen.path == "/openai/deployments/dep/chat/completions?api-version=2025-04-01"
     header = ("authorization", "Bearer ad-token") if token else ("api-key", KEY.reveal())
     assert seen.headers[header[0]] == header[1]
+
+
+async def test_azure_without_a_key_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    keyless = config("https://x.invalid", azure=Azure(api_version="1"), api_key=None)
+    with pytest.raises(UsageError, match="model 'm': Missing credentials"):
+        endpoints(keyless)
 
 
 async def test_what_cannot_be_sent_fails_with_the_reason_and_no_request() -> None:

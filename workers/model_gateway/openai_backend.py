@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx2
 import openai
 
+from broker.errors import UsageError
 from broker.messages import ModelResult
 from workers.model_gateway.answer_chat import chat_result, json_object
 from workers.model_gateway.answer_responses import responses_result
@@ -43,7 +44,10 @@ class OpenAIBackend:
         self._config = config
         self._responses = chosen_api(config.api, base_url) == "responses"
         self._own = config.azure is not None or "api.openai.com" in base_url
-        self._client = _client(config, base_url)
+        try:
+            self._client = _client(config, base_url)
+        except openai.OpenAIError as e:  # no key for Azure
+            raise UsageError(f"model {config.name!r}: {e}") from None
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once (backend.Backend)."""
