@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.support.cluster import Cluster, Worker
+from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy
+from tests.support.runs import Worker
 
 TASKS = 200
 FEW = 80

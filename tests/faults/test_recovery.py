@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.cluster import Cluster, Worker
+from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy
 from tests.support.recovery import RECOVERY_S, Pace, hurry, unhurried
+from tests.support.runs import Worker
 
 TASKS = 360
 KINDS = ("agent", "tool", "model", "verifier")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from sinks.audit import audit
-from tests.support.cluster import Cluster, Run
+from tests.support.cluster import Cluster
 from tests.support.oracle import expected_reward, repeated
 from tests.support.recovery import Pace
+from tests.support.runs import Run
 
 Strike = Callable[[Cluster, Run], float]
 """Does the fault; the moment at which it was over, in monotonic seconds."""
@@ -53,8 +54,9 @@ class Outcome:
 def dead_agent(warren: Cluster, run: Run) -> float:
     """kill -9 of an agent worker."""
     warren.kill(warren.living("agent")[0])
+    ended = time.monotonic()
     warren.start("agent")
-    return time.monotonic()
+    return ended
 
 
 def one_500(warren: Cluster, run: Run) -> float:
@@ -73,10 +75,10 @@ def storm_of_429(warren: Cluster, run: Run) -> float:
 
 
 def hung_model(warren: Cluster, run: Run) -> float:
-    """Twenty requests that are never answered (a try may take 15 s)."""
+    """Twenty requests that are never answered: it is over when their tries are, after 15 s."""
     warren.model.hangs = 20
     warren.until(lambda: not warren.model.hangs)
-    return time.monotonic()
+    return time.monotonic() + warren.try_timeout_s
 
 
 def dead_collector(warren: Cluster, run: Run) -> float:
@@ -116,8 +118,9 @@ def stateful_tools_restarted(warren: Cluster, run: Run) -> float:
 def dead_gateway(warren: Cluster, run: Run) -> float:
     """kill -9 of a model gateway."""
     warren.kill(warren.living("model")[0])
+    ended = time.monotonic()
     warren.start("model")
-    return time.monotonic()
+    return ended
 
 
 def dead_broker(warren: Cluster, run: Run) -> float:

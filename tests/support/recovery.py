@@ -15,7 +15,8 @@ the first two seconds, after the fault's end, in which the model gave 80 % of th
 import time
 from typing import Final
 
-from tests.support.cluster import Cluster, Run
+from tests.support.cluster import Cluster
+from tests.support.runs import Run
 
 #: Rollouts in flight. Either of two agent workers has slots for all of them.
 CONCURRENCY: Final = 24
