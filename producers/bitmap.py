@@ -3,6 +3,8 @@
 Ten million tasks are 1.25 MB. `Runs.committed` speaks this form.
 """
 
+from collections.abc import Iterator
+
 
 def has(bits: bytes | bytearray, index: int) -> bool:
     """Whether `index` is in the set; whatever lies behind its end is not."""
@@ -16,6 +18,19 @@ def add(bits: bytearray, index: int) -> None:
     if byte >= len(bits):
         bits.extend(bytes(byte + 1 - len(bits)))
     bits[byte] |= 0x80 >> bit
+
+
+def without(bits: bytes, others: bytes) -> bytes:
+    """What is in the one set and not in the other."""
+    mask = int.from_bytes(others[: len(bits)].ljust(len(bits), b"\0"), "big")
+    return (int.from_bytes(bits, "big") & ~mask).to_bytes(len(bits), "big")
+
+
+def indices(bits: bytes) -> Iterator[int]:
+    """The indices in the set, rising."""
+    for at, byte in enumerate(bits):
+        if byte:
+            yield from (8 * at + bit for bit in range(8) if byte & (0x80 >> bit))
 
 
 def count(bits: bytes | bytearray) -> int:

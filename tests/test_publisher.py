@@ -304,6 +304,7 @@ def test_what_remains_is_what_has_no_row(
         )
         assert instance.out == below
     assert [bitmap.count(b) for b in bits] == [len(indices) for indices in committed]
+    assert [set(bitmap.indices(bytes(b))) for b in bits] == [set(some) for some in committed]
 
 
 @given(
@@ -341,3 +342,18 @@ async def test_tasks_that_nobody_is_bound_for_are_refused() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await publisher(MemoryBroker(), MemoryRuns(), queues=[]).publish(remaining(lines(1), 1))
     assert caught.group_contains(Unroutable)
+
+
+@pytest.mark.parametrize(
+    ("bits", "others", "left"),
+    [
+        (b"", b"\xff", []),
+        (b"\xff", b"", list(range(8))),
+        (b"\xc0\x01", b"\x40", [0, 15]),
+        (b"\x80", b"\x80\xff", []),
+    ],
+)
+def test_what_is_in_one_set_and_not_in_the_other(
+    bits: bytes, others: bytes, left: list[int]
+) -> None:
+    assert list(bitmap.indices(bitmap.without(bits, others))) == left

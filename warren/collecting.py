@@ -25,7 +25,7 @@ from broker.topology import (
 )
 from producers.checks import good_lines
 from producers.healing import heal
-from producers.publisher import Instance, Publisher, queues_for, remaining
+from producers.publisher import Id, Instance, Publisher, queues_for, remaining
 from sinks.roles import collect_into
 from warren.accounts import Accounts
 from warren.connections import Connections, check_reachable, connect
@@ -39,6 +39,7 @@ from warren.sandbox import sandboxed
 from warren.settings import Settings
 from warren.summary import RunSummary
 from warren.suspects import hosted
+from warren.torn import forget_torn
 from workers.model_gateway.config import ModelConfig
 from workers.watchdog import watch_loop
 
@@ -95,6 +96,7 @@ async def _collect(
     for note in collection.run.notes:
         _say(options, note)
     await collection.run.register(at.runs)
+    torn = await forget_torn(at, collection)
     publisher = _publisher(at, collection, accounts)
     accounts.tell_publisher = publisher.committed
     workers_stop, sink_stop = asyncio.Event(), asyncio.Event()
@@ -118,7 +120,7 @@ async def _collect(
         )
         embedded = settings.broker is None
         healing = group.create_task(_heal(at, collection, accounts, publisher, embedded))
-        await publisher.publish(_instances(collection, embedded=embedded))
+        await publisher.publish(_instances(collection, embedded=embedded, torn=torn))
         await accounts.finished.wait()
         healing.cancel()
         workers_stop.set()
@@ -182,14 +184,17 @@ def run_queues(task: Task) -> list[QueueSpec]:
     return [*own, *calls, tool_queue(task.environment), *waits]
 
 
-def _instances(collection: Collection, *, embedded: bool) -> Iterator[Instance]:
+def _instances(
+    collection: Collection, *, embedded: bool, torn: frozenset[Id] = frozenset()
+) -> Iterator[Instance]:
     ids, record = collection.output.ids, collection.run.record
-    return remaining(
+    missing = remaining(
         good_lines(collection.report),
         record.repeats,
         [ids.bitmap(repeat) for repeat in range(record.repeats)],
         () if embedded or collection.attempt > 1 else record.watermark,
     )
+    return (each._replace(out=each.out and each.id not in torn) for each in missing)
 
 
 async def _work(

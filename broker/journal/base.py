@@ -258,6 +258,10 @@ class Journal(Protocol):
         """
         ...
 
+    async def forget(self, rollouts: Sequence[str]) -> None:
+        """Drop these records, tombstones too: their rows are gone, so they are run afresh."""
+        ...
+
     async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
         """This worker is alive; called every LEASE_RENEW_S, holds for LEASE_S.
 

@@ -75,6 +75,9 @@ class LocalJournal(ABC):
     async def committed(self, rollouts: Sequence[str]) -> None:
         await self._do(self._rules.committed, tuple(rollouts))
 
+    async def forget(self, rollouts: Sequence[str]) -> None:
+        await self._do(self._rules.forget, tuple(rollouts))
+
     async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
         now = time.monotonic()
         self._leases = {i: t for i, t in self._leases.items() if t > now}

@@ -191,6 +191,11 @@ class RedisJournal:
             keys = [_record(rollout) for rollout in some]
             await self._client.run(self._script, keys, "committed", self._keep_ms)
 
+    async def forget(self, rollouts: Sequence[str]) -> None:
+        for some in _chunks(rollouts):
+            keys = [_record(rollout + end) for rollout in some for end in ("", VERIFY)]
+            await self._client.do("DEL", *keys)
+
     async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
         for_ms = self._lease_ms if for_s is None else round(for_s * 1000)
         await self._client.do("SET", f"warren:lease:{inbox}", b"", "PX", for_ms)

@@ -216,6 +216,11 @@ class Rules:
     def committed(self, keys: Sequence[str]) -> None:
         self._table.bury(keys)
 
+    def forget(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._table.drop(key)
+            self._table.drop(key + VERIFY)
+
 
 def _finished(entries: Mapping[str, Entry]) -> dict[str, Stored]:
     return {

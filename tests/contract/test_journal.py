@@ -183,6 +183,17 @@ async def test_releasing_an_unknown_rollout_makes_no_record(journal: Journal, ke
     assert (await taken(journal, key)).idle_takes == 1
 
 
+async def test_a_rollout_that_is_forgotten_begins_afresh(journal: Journal, key: str) -> None:
+    first = await taken(journal, key)
+    await finished(journal, call(first, key))
+    await journal.committed([key])
+    assert await journal.take(key, "a") == Committed()
+    await journal.forget([key, new_key()])
+    again = await taken(journal, key, "a")
+    assert (again.attempt, again.results, again.epoch != first.epoch) == (1, {}, True)
+    assert isinstance(await journal.take(f"{key}/verify", "v"), Run)
+
+
 # begin
 
 

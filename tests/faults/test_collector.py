@@ -39,6 +39,21 @@ def test_a_collector_that_dies_again_and_again(warren: Cluster, seed: int) -> No
     run.check()
 
 
+@pytest.mark.parametrize(
+    "variables", [EMBEDDED, pytest.param({}, marks=pytest.mark.faults)], ids=["embedded", "redis"]
+)
+def test_a_row_that_was_torn_after_it_was_durable_is_collected_again(
+    warren: Cluster, variables: dict[str, str]
+) -> None:
+    run = warren.collect(FEW, "--concurrency", "16", variables=variables)
+    warren.until(lambda: len(run.rows()) > FEW // 4)
+    warren.kill_command(run)
+    whole = run.output.read_bytes()
+    run.output.write_bytes(whole[:-100])
+    warren.go_on(run)
+    run.check(again=2)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("place", ["publisher.after_publish", "sink.after_fsync"])
 def test_a_collector_dies_between_two_steps(warren: Cluster, place: str) -> None:
