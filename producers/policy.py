@@ -36,7 +36,9 @@ async def update_policy(
     known = await shared.policy(model)
     if known is not None and known.version is not None and version < known.version:
         raise UsageError(f"model {model!r} is at version {known.version} already")
-    update = PolicyUpdate(id=uuid.uuid4().hex, version=version, path=path, mode=mode)
+    update = PolicyUpdate(
+        id=uuid.uuid4().hex, version=version, path=path, mode=mode, before=_loaded_path(known)
+    )
     hints = control_queue(f"asker-{update.id[:12]}")  # so that the exchange exists
     await broker.declare([hints])
     try:
@@ -47,6 +49,12 @@ async def update_policy(
         raise PolicyUpdateFailed(f"version {state.update.version} came after version {version}")
     if state.phase == "failed":
         raise PolicyUpdateFailed(f"version {version} of model {model!r}: {state.error}")
+
+
+def _loaded_path(known: PolicyState | None) -> str:
+    if known is None:
+        return ""
+    return known.update.path if known.phase == "done" else known.update.before
 
 
 async def _followed(

@@ -25,6 +25,7 @@ async def test_every_endpoint_is_paused_loaded_flushed_named_and_resumed_in_this
     assert name.json == {"new_version": "7"}
 
 
+@pytest.mark.parametrize("before", ["", "/weights/6"])
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -32,16 +33,31 @@ async def test_every_endpoint_is_paused_loaded_flushed_named_and_resumed_in_this
         (provider.resets, "without an answer"),
     ],
 )
-async def test_an_endpoint_that_cannot_load_is_resumed_and_keeps_its_version(
-    wrong: provider.Behaviour, says: str
+async def test_an_endpoint_that_cannot_load_gets_its_old_weights_and_keeps_its_version(
+    wrong: provider.Behaviour, says: str, before: str
 ) -> None:
     async with provider.running(DONE, [DONE, wrong]) as bad, provider.running(DONE) as good:
+        bad.other["/v1/models"] = provider.answers({"data": [{"id": "m", "root": "/weights/base"}]})
         with pytest.raises(PolicyUpdateFailed, match=says) as caught:
-            await update_policy(config(bad.url, good.url), version=7, path="/weights/7")
+            await update_policy(
+                config(bad.url, good.url), version=7, path="/weights/7", before=before
+            )
+        again = bad.seen[-2].json["kwargs"]["weights_path"]
+        assert again == (before or "/weights/base")
         assert paths(bad)[-1] == "/resume"
         assert "/update_weight_version" not in paths(bad)
         assert paths(good) == STEPS, "one failure does not stop another endpoint in its middle"
     assert KEY.reveal() not in str(caught.value)
+    assert "1 of 2 endpoints have the new weights" in str(caught.value)
+
+
+async def test_an_endpoint_that_can_load_nothing_names_no_version_and_is_to_be_restarted() -> None:
+    gone = provider.error(500, "no such directory")
+    async with provider.running(DONE, [DONE, gone, gone]) as server:
+        with pytest.raises(PolicyUpdateFailed, match="restart that server"):
+            await update_policy(config(server.url), version=7, path="/7", before="/6")
+        assert server.seen[-2].json == {"new_version": "unknown"}
+        assert paths(server)[-1] == "/resume"
 
 
 async def test_a_prefix_cache_that_was_kept_is_a_failure_though_its_status_is_200() -> None:
@@ -49,6 +65,7 @@ async def test_a_prefix_cache_that_was_kept_is_a_failure_though_its_status_is_20
     async with provider.running(DONE, [DONE, DONE, kept]) as server:
         with pytest.raises(PolicyUpdateFailed, match="old prefixes"):
             await update_policy(config(server.url), version=7, path="/weights/7")
+        assert server.seen[-2].json == {"new_version": "unknown"}, "neither 7 nor what was before"
         assert paths(server)[-1] == "/resume"
 
 

@@ -10,7 +10,7 @@ import pytest
 from broker.errors import UsageError
 from broker.memory import MemoryBroker
 from broker.messages import ModelResult, VersionSpan
-from broker.shared.base import PauseMode, PolicyUpdate, PolicyUpdateFailed, Shared
+from broker.shared.base import LEAD_S, PauseMode, PolicyUpdate, PolicyUpdateFailed, Shared
 from broker.shared.memory import MemoryShared
 from broker.shared.redis import RedisShared
 from producers.policy import update_policy
@@ -211,6 +211,68 @@ async def test_versions_must_not_fall_and_one_update_runs_at_a_time(shared: Shar
     with pytest.raises(UsageError, match="version 6 of model 'm' is being loaded"):
         await update_policy(broker, shared, "m", 7, "7")
     await broker.close()
+
+
+async def test_of_two_updates_at_once_one_is_refused_and_the_other_loaded(shared: Shared) -> None:
+    async with vllm_server.running() as a, two_gateways(shared, [a]) as caller:
+        said = await asyncio.wait_for(both(caller, shared), 30)
+        assert [type(e) for e in said if e is not None] == [UsageError]
+        assert len(a.loads) == 1
+        assert a.version == a.loads[0]
+
+
+async def both(caller: Caller, shared: Shared) -> list[BaseException | None]:
+    tasks = [
+        asyncio.create_task(update_policy(caller.broker, shared, "m", version, str(version)))
+        for version in (1, 2)
+    ]
+    await asyncio.wait(tasks)
+    return [task.exception() for task in tasks]
+
+
+async def test_an_update_that_was_asked_before_there_was_a_gateway_is_taken_by_the_first_one(
+    shared: Shared,
+) -> None:
+    elsewhere = MemoryBroker()
+    async with vllm_server.running() as a:
+        update = asyncio.create_task(update_policy(elsewhere, shared, "m", 1, "1"))
+        await eventually_open(shared)
+        async with two_gateways(shared, [a]) as caller:
+            await asyncio.wait_for(update, 30)
+            result = await caller.ask()
+        assert a.loads == ["1"]
+        async with two_gateways(shared, [a]) as caller:  # later than the update: nothing to do
+            result = await caller.ask()
+        assert a.loads == ["1"]
+    assert result.versions is not None
+    assert (result.versions.min, result.versions.max) == (1, 1)
+    await elsewhere.close()
+
+
+async def eventually_open(shared: Shared) -> None:
+    async with asyncio.timeout(20):
+        while (state := await shared.policy("m")) is None or not state.open:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_when_the_leader_is_killed_another_begins_anew_and_nothing_is_lost() -> None:
+    now = 0.0
+    shared = MemoryShared(lambda: now)
+    async with vllm_server.running(words=40) as a, two_gateways(shared, [a]) as caller:
+        asked = asyncio.create_task(caller.ask())
+        await eventually(lambda: a.sampled > 0)
+        await shared.ask("m", PolicyUpdate(id="u", version=1, path="1", mode="keep"))
+        await shared.lead("m", "u", "a gateway that is killed")
+        await a._pause("mode=keep")  # as far as it came
+        pools = [pool for each in (caller, *caller.others) for pool in each.gateway.pools.values()]
+        await eventually(lambda: all(pool.paused for pool in pools))
+        assert a.loads == []
+        now = 3 * LEAD_S + 1
+        result = await asyncio.wait_for(asked, 20)
+        await eventually(lambda: not any(pool.paused for pool in pools))
+    assert (a.loads, a.version) == (["1"], "1")
+    assert result.error is None
+    assert set(words(result)) == {0, 1}, "frozen under the old weights, ended under the new ones"
 
 
 async def test_two_gateways_keep_a_limit_together(shared: Shared) -> None:

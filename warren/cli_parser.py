@@ -18,7 +18,7 @@ from warren.settings import did_you_mean
 
 _ENDING = """\
 In brackets: the option's environment twin and its place in warren.toml; models stand there as
-[models."NAME"] with base_urls, api, api_key_env, served_name, limits and prices (docs/models.md).
+[models."NAME"] with base_urls or path, api, api_key_env, limits and prices (docs/models.md).
 A flag beats the environment, which beats warren.toml (./warren.toml, or --config FILE).
 Exit codes: 0 every rollout has a row; 2 wrong usage or input; 3 a broker, store or model cannot be
 reached; 4 more failed than --max-failed; 130 interrupted, the same command goes on."""

@@ -4,6 +4,7 @@
 three can't drift apart. Precedence: flag > environment > warren.toml > default.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,14 @@ def name(value: object) -> str:
     if not isinstance(value, str) or not is_name(value):
         raise ValueError(f"must match {NAME_PATTERN.pattern}")
     return value
+
+
+def shell_words(value: object) -> tuple[str, ...]:
+    """A text cut into words as a shell does."""
+    try:
+        return tuple(shlex.split(text(value)))
+    except ValueError as e:
+        raise ValueError(f"must be words as on a command line ({e})") from None
 
 
 def boolean(value: object) -> bool:
@@ -200,6 +209,19 @@ PLACE: Final[tuple[Key, ...]] = (
         " (responses at OpenAI, vllm where it is recognised, else chat)",
         parse=one_of("auto", "chat", "responses", "vllm"),
         metavar="KIND",
+    ),
+    Key(
+        name="model_path",
+        help="directory (or Hugging Face name) of --model's weights, which vLLM serves inside this"
+        " process; needs the vllm extra",
+        parse=text,
+        metavar="PATH",
+    ),
+    Key(
+        name="engine_args",
+        help="of `vllm serve`, in one text, for --model-path: '--tool-call-parser hermes'",
+        parse=shell_words,
+        metavar="ARGS",
     ),
     Key(
         name="metrics_host",

@@ -15,7 +15,18 @@ from typing import Any, Final
 
 from broker.errors import UsageError
 from broker.masking import Secret, Url, mask_url
-from warren.keys import KEYS, PREFETCH, Key, integer, number, one_of, text, url
+from warren.keys import (
+    KEYS,
+    PREFETCH,
+    Key,
+    boolean,
+    integer,
+    number,
+    one_of,
+    shell_words,
+    text,
+    url,
+)
 from workers.model_gateway.config import Api, Azure, Price
 
 DEFAULT_FILE: Final = "warren.toml"
@@ -31,6 +42,12 @@ class ModelSettings:
     """Replicas, each up to `/v1`; empty: the provider's own address."""
     api: Api = "auto"
     """`auto`: Responses at OpenAI itself, vLLM's tokens where it is recognised, else Chat."""
+    path: str | None = None
+    """Weights that vLLM serves inside the gateway; excludes `base_urls`."""
+    engine_args: tuple[str, ...] = ()
+    """Of `vllm serve`, for `path`."""
+    lora: bool = False
+    """New weights are a LoRA adapter named `served_name`."""
     api_key_env: str | None = None
     """The variable that was named for the key; None: OPENAI_API_KEY, if it is set."""
     api_key: Secret | None = None
@@ -230,6 +247,9 @@ _MODEL_KEYS: Final = {
     "base_urls": url("http", "https"),
     "api": one_of("auto", "chat", "responses", "vllm"),
     "api_key_env": text,
+    "path": text,
+    "lora": boolean,
+    "engine_args": shell_words,
     "served_name": text,
     "max_concurrency": integer(1),
     "try_timeout_s": number(0, above=True),
@@ -255,7 +275,21 @@ def _models(
     if judge is not None and judge != "scripted":
         known = models.get(judge, ModelSettings(name=judge))
         models[judge] = replace(known, base_urls=values.get("judge_base_url") or known.base_urls)
-    return {name: _with_key(model, environ) for name, model in models.items()}
+    return {name: _with_key(_placed(model), environ) for name, model in models.items()}
+
+
+def _placed(model: ModelSettings) -> ModelSettings:
+    """The model, which is in one place: inside the gateway or at its URLs. Raises UsageError."""
+    who = f"model {model.name!r}"
+    if model.path is None:
+        if model.engine_args:
+            raise UsageError(f"{who} has engine_args but no path: they are for vLLM in the gateway")
+        return model
+    if model.base_urls or model.azure is not None:
+        raise UsageError(f"{who} has a path and base_urls or azure: it is in one place only")
+    if model.api not in ("auto", "vllm"):
+        raise UsageError(f"{who} has a path, so its api is vllm, not {model.api}")
+    return model
 
 
 def _model_of_file(
@@ -298,6 +332,8 @@ def _with_flags(model: ModelSettings, values: Values) -> ModelSettings:
         "base_urls": values.get("base_url"),
         "api": values.get("api"),
         "api_key_env": values.get("api_key_env"),
+        "path": values.get("model_path"),
+        "engine_args": values.get("engine_args"),
     }
     return replace(model, **{k: v for k, v in given.items() if v is not None})
 

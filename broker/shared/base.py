@@ -24,7 +24,7 @@ Phase = Literal["asked", "loading", "done", "failed"]
 
 
 class PolicyUpdateFailed(Unreachable):
-    """An endpoint did not take the weights. It was resumed; its version is the old one."""
+    """An endpoint did not take the weights. It was resumed, with the old ones where it could."""
 
 
 class Draw(NamedTuple):
@@ -47,6 +47,8 @@ class PolicyUpdate:
     path: str
     """As the model's servers see it."""
     mode: PauseMode
+    before: str = ""
+    """Where the weights are that it replaces; empty: those that the servers started with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

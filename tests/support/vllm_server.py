@@ -21,6 +21,8 @@ class FakeVllm:
     version: str = "default"
     loads: list[str] = field(default_factory=list)
     aborted: int = 0
+    sampled: int = 0
+    """Words so far, of all answers."""
     sampled_while_loading: int = 0
     refuses_weights: bool = False
     _running: int = 0
@@ -75,6 +77,7 @@ class FakeVllm:
                     return words, "abort"
                 if self._running_may_go():
                     self.sampled_while_loading += self._loading
+                    self.sampled += 1
                     words.append(self.weights or "0")
                 else:
                     await self._going.wait()

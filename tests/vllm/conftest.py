@@ -1,62 +1,36 @@
-"""A real vLLM on this machine's CPU, for `make test-vllm` only: it needs a venv of its own.
+"""A real vLLM on this machine's CPU, for `make test-vllm` only: it runs in a venv of its own.
 
-WARREN_TEST_VLLM names that venv. One server runs for all tests; it takes a minute to start.
+WARREN_TEST_VLLM names that venv. All tests run against a vLLM server, then against one inside the
+gateway: each starts once, which takes a minute on a quiet machine, and one of them runs at a time.
 """
 
+import asyncio
+import contextlib
 import os
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-from tests.support.ports import free_port
+from broker.shared.memory import MemoryShared
+from tests.support.gateway import Caller
+from tests.support.gateway import serving as gateway_to
+from tests.support.real_vllm import ENGINE, ENVIRONMENT, VENV, model_at, python, serving
+from workers.model_gateway.config import ModelConfig
 
-VENV = os.environ.get("WARREN_TEST_VLLM", "")
 collect_ignore_glob = [] if VENV else ["test_*.py"]
-
-START_S = 1500.0
-_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_SERVER_DEV_MODE": "1",
-}
-_FLAGS = (
-    *("--served-model-name", "tiny", "--host", "127.0.0.1", "--dtype", "float32"),
-    *("--max-model-len", "2048", "--max-num-seqs", "16", "--max-num-batched-tokens", "32768"),
-    *("--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-    *("--enable-scale-out", "--enable-prompt-tokens-details", "--scheduling-policy", "priority"),
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """A vLLM that serves the tiny model."""
+class Served:
+    """A gateway to a vLLM that serves the tiny model."""
 
-    url: str
+    caller: Caller
+    shared: MemoryShared
     weights: Path
     """Folder with the model `tiny`, and versions of it that are noise: `1`, `2`."""
-
-
-def python(*words: object) -> str:
-    """Run this with the vLLM venv's Python; its output."""
-    done = subprocess.run(
-        [f"{VENV}/bin/python", *map(str, words)],
-        env={**os.environ, **_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -71,49 +45,37 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def engine(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The engine that all tests share; WARREN_TEST_VLLM_URL uses one that runs already."""
-    if url := os.environ.get("WARREN_TEST_VLLM_URL"):
-        yield Engine(url, weights)
-        return
-    with serving(weights, tmp_path_factory.mktemp("engine")) as url:
-        yield Engine(url, weights)
+@pytest_asyncio.fixture(params=["server", "inside"], scope="session", loop_scope="session")
+async def served(
+    request: pytest.FixtureRequest, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """The gateway that all tests share, to a server, then with the engine inside."""
+    shared = MemoryShared()
+    with contextlib.ExitStack() as stack:
+        if request.param == "server":
+            url = stack.enter_context(serving(weights / "tiny", tmp_path_factory.mktemp("engine")))
+            model = model_at(url)
+        else:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            for name, value in ENVIRONMENT.items():
+                patch.setenv(name, value)
+            model = model_at(path=str(weights / "tiny"), engine_args=ENGINE)
+        ending = asyncio.Event()
+        opened: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
+        holding = asyncio.create_task(_hold(model, shared, opened, ending))
+        holding.add_done_callback(lambda _: opened.cancel())
+        await asyncio.wait([opened])
+        if holding.done():
+            await holding  # why it did not open
+        yield Served(opened.result(), shared, weights)
+        ending.set()
+        await holding
 
 
-@contextmanager
-def serving(weights: Path, folder: Path) -> Iterator[str]:
-    """An engine's URL, while the context is open."""
-    port = free_port()
-    log = folder / "vllm.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [f"{VENV}/bin/vllm", "serve", str(weights / "tiny"), "--port", str(port), *_FLAGS],
-            env={**os.environ, **_ENVIRONMENT},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        _until_healthy(port, process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _until_healthy(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while not _healthy(port):
-        said = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-        assert process.poll() is None, said
-        assert time.monotonic() < deadline, said
-        time.sleep(0.5)
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+async def _hold(
+    model: ModelConfig, shared: MemoryShared, opened: "asyncio.Future[Caller]", end: asyncio.Event
+) -> None:
+    """A context that is open over many tests must be entered and left by one task."""
+    async with gateway_to(model, shared=shared) as caller:
+        opened.set_result(caller)
+        await end.wait()

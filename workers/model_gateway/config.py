@@ -9,6 +9,8 @@ from broker.masking import Secret
 Api = Literal["auto", "chat", "responses", "vllm"]
 """`auto`: Responses at api.openai.com, else Chat Completions (vLLM servers are recognised)."""
 
+#: Of a model with a path: how paths begin there, and what metrics call it.
+INSIDE_URL = "in-process:/v1"
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -43,6 +45,12 @@ class ModelConfig:
     """Replicas, each up to `/v1` (Azure: the resource's URL); empty: OpenAI's own."""
     api_key: Secret | None = None
     api: Api = "auto"
+    path: str | None = None
+    """Weights that vLLM serves inside the gateway's process; None: it is served at `base_urls`."""
+    engine_args: tuple[str, ...] = ()
+    """Of `vllm serve`, with a `path`."""
+    lora: bool = False
+    """New weights are a LoRA adapter, which takes the place of the one named `served_name`."""
     azure: Azure | None = None
     served_name: str | None = None
     """What the provider calls it; None: the same."""
@@ -58,6 +66,8 @@ class ModelConfig:
     @property
     def urls(self) -> tuple[str, ...]:
         """Where it is served; OpenAI where nothing was said."""
+        if self.path is not None:
+            return (INSIDE_URL,)
         return self.base_urls or (OPENAI_URL,)
 
 

@@ -18,6 +18,7 @@ from broker.shared.base import Shared
 from broker.shared.memory import MemoryShared
 from workers.executor import Executor
 from workers.model_gateway.allowance import Allowance
+from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import Backend, BackendError, ContextOverflow, Refused
 from workers.model_gateway.config import ModelConfig, is_openai
 from workers.model_gateway.endpoint import Endpoint, Probed
@@ -58,6 +59,7 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         pools: dict[str, tuple[ModelConfig, EndpointPool]] = {}
         served: dict[str, tuple[ModelConfig, Backend]] = {}
+        engines: dict[str, Asks] = {}
         threads = Threads()
         for environment in environments.values():
             if environment.policy is not None:
@@ -66,9 +68,14 @@ async def open_gateway(
         for name, config in models.items():
             limits = config.requests_per_minute, config.tokens_per_minute
             allowance = Allowance(common, name, *limits)
-            pool = await stack.enter_async_context(EndpointPool.open(endpoints(config), allowance))
+            if config.path is not None:
+                from workers.model_gateway import vllm_inside
+
+                engines[name] = await stack.enter_async_context(vllm_inside.running(config))
+            replicas = endpoints(config, engines.get(name))
+            pool = await stack.enter_async_context(EndpointPool.open(replicas, allowance))
             served[name] = pools[name] = config, pool
-        await stack.enter_async_context(watching(broker, common, pools))
+        await stack.enter_async_context(watching(broker, common, pools, engines))
         spending = Spending(common)
         telling = asyncio.create_task(spending.tell())
         stack.callback(telling.cancel)
@@ -90,19 +97,19 @@ def _warn_of_few_files(models: Iterable[ModelConfig], prefetch: int) -> None:
         )
 
 
-def endpoints(config: ModelConfig) -> list[Endpoint]:
-    """The replicas of one model. Nothing is sent yet."""
+def endpoints(config: ModelConfig, inside: Asks | None = None) -> list[Endpoint]:
+    """The replicas of one model, or the engine `inside` this process. Nothing is sent yet."""
     return [
-        Endpoint(mask_url(url), _backend(config, url), config.max_concurrency)
+        Endpoint(mask_url(url), _backend(config, url, inside), config.max_concurrency)
         for url in config.urls
     ]
 
 
-def _backend(config: ModelConfig, url: str) -> Probed:
-    if config.api == "vllm":
+def _backend(config: ModelConfig, url: str, inside: Asks | None) -> Probed:
+    if inside is not None or config.api == "vllm":
         from workers.model_gateway.vllm_backend import VllmBackend
 
-        return VllmBackend(config, url)
+        return VllmBackend(config, url, inside)
     if config.azure is None and config.api in ("auto", "chat") and not is_openai(url):
         from workers.model_gateway.recognised import RecognisedBackend, compatible
 
@@ -115,8 +122,13 @@ def _backend(config: ModelConfig, url: str) -> Probed:
 async def check_endpoint(config: ModelConfig, *, timeout_s: float = 10.0) -> None:
     """Ask every endpoint of a model whether it is there and takes our key; costs no tokens.
 
-    Raises Unreachable with the endpoint (masked), what it said, and what to try.
+    A model with a path has none: only whether vLLM is installed is checked.
+    Raises Unreachable with the endpoint (masked), what it said, and what to try; UsageError.
     """
+    if config.path is not None:
+        from workers.model_gateway import vllm_inside
+
+        return vllm_inside.check_installed(config.name)
     for url in config.urls:
         backend = _asked(config, url)
         try:

@@ -3,6 +3,10 @@
 The record in the store is the truth, control messages only say that it is worth a look. Whoever
 leads says so every few seconds; when it dies another gateway begins anew, which is harmless.
 Calls that come meanwhile wait, first in the pool, then in the broker.
+
+An engine inside a gateway's process can be reached by nobody else. So each such gateway loads what
+the record names into its own: all at the same time, and one that starts later before its first
+call. What can't be loaded is tried again, and nothing is sampled with older weights meanwhile.
 """
 
 import asyncio
@@ -14,8 +18,9 @@ from typing import Final
 
 from broker.base import Broker, Delivery, Outgoing
 from broker.errors import JournalUnavailable
-from broker.shared.base import LEAD_S, PolicyUpdate, PolicyUpdateFailed, Shared
+from broker.shared.base import LEAD_S, PolicyState, PolicyUpdate, PolicyUpdateFailed, Shared
 from broker.topology import CONTROL, control_queue
+from workers.model_gateway.asgi import Asks
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.endpoint import Endpoint
 from workers.model_gateway.policy import update_policy
@@ -33,14 +38,23 @@ _MEND_AGAIN_S: Final = 10.0
 
 @contextlib.asynccontextmanager
 async def watching(
-    broker: Broker, shared: Shared, models: Mapping[str, tuple[ModelConfig, EndpointPool]]
+    broker: Broker,
+    shared: Shared,
+    models: Mapping[str, tuple[ModelConfig, EndpointPool]],
+    engines: Mapping[str, Asks],
 ) -> AsyncIterator[None]:
-    """Take part in the policy updates of these models while the context is open."""
+    """Take part in the policy updates of these models while the context is open.
+
+    `engines`: those in this process, by model.
+    """
     if not models:
         yield
         return
     who = f"gateway-{uuid.uuid4().hex[:12]}"
-    watches = [PolicyWatch(broker, shared, who, *served) for served in models.values()]
+    watches = [
+        PolicyWatch(broker, shared, who, *served, engines.get(name))
+        for name, served in models.items()
+    ]
     await broker.declare([control_queue(who)])
     async with broker.consume(control_queue(who).name, 100, _telling(watches)):
         tasks = [asyncio.create_task(watch.run()) for watch in watches]
@@ -56,15 +70,26 @@ class PolicyWatch:
     """One model's part in one process."""
 
     def __init__(
-        self, broker: Broker, shared: Shared, who: str, config: ModelConfig, pool: EndpointPool
+        self,
+        broker: Broker,
+        shared: Shared,
+        who: str,
+        config: ModelConfig,
+        pool: EndpointPool,
+        inside: Asks | None = None,
     ) -> None:
         self._broker = broker
         self._shared = shared
         self._who = who
         self._config = config
         self._pool = pool
+        self._inside = inside
+        self._loaded = ""
+        """The update whose weights the engine inside has."""
         self._hinted = asyncio.Event()
         self._mending: asyncio.Task[None] | None = None
+        if inside is not None:
+            pool.pause("which version of the model to load is not known yet")
 
     def hint(self) -> None:
         """Look now."""
@@ -95,7 +120,7 @@ class PolicyWatch:
         """Do what the record asks for; how long until the next look."""
         model = self._config.name
         state = await self._shared.policy(model)
-        if state is None or not state.open:
+        if state is None or not (state.open or self._is_behind(state)):
             done = state is not None and state.phase == "done"
             self._pool.resume(state.version if state is not None and done else None)
             if state is not None and done and self._pool.stale:
@@ -105,22 +130,47 @@ class PolicyWatch:
         if await self._shared.lead(model, state.update.id, self._who):
             await self._load(state.update)
             self._broker.publish_hint(Outgoing(CONTROL.name, "", b"", persistent=False))
+        elif self._is_behind(state) and not await self._load_inside(state.update):
+            return _LOOK_EVERY_S
         return _LOOK_OPEN_S
+
+    def _is_behind(self, state: PolicyState) -> bool:
+        return (
+            self._inside is not None and state.phase != "failed" and state.update.id != self._loaded
+        )
+
+    async def _load_inside(self, update: PolicyUpdate) -> bool:
+        """Have our own engine load what another gateway leads, or led; whether it did."""
+        error = await self._try(update)
+        if error:
+            self._pool.pause(f"version {update.version} of the model cannot be loaded: {error}")
+        return not error
 
     async def _load(self, update: PolicyUpdate) -> None:
         """Have every endpoint load it, staying the leader meanwhile; say what came of it."""
-        model, error = self._config.name, ""
+        async with _repeating(lambda: self._shared.lead(self._config.name, update.id, self._who)):
+            error = await self._try(update)
+        await self._shared.settle(self._config.name, update, error)
+        self._pool.resume(None if error else update.version)
+
+    async def _try(self, update: PolicyUpdate) -> str:
+        """What went wrong; empty when all that we reach has the weights."""
+        model = self._config.name
         log.info("policy update", extra={"model": model, "version": update.version})
         try:
-            async with _repeating(lambda: self._shared.lead(model, update.id, self._who)):
-                await update_policy(
-                    self._config, version=update.version, path=update.path, mode=update.mode
-                )
+            await update_policy(
+                self._config,
+                version=update.version,
+                path=update.path,
+                mode=update.mode,
+                before=update.before,
+                inside=self._inside,
+            )
         except PolicyUpdateFailed as e:
-            error = str(e)
-            log.error("policy update failed", extra={"model": model, "why": error})
-        await self._shared.settle(model, update, error)
-        self._pool.resume(None if error else update.version)
+            log.error("policy update failed", extra={"model": model, "why": str(e)})
+            return str(e)
+        self._loaded = update.id
+        return ""
 
     def _mend_beside(self, update: PolicyUpdate) -> None:
         """Looking must go on while weights are loaded."""
@@ -151,7 +201,14 @@ class PolicyWatch:
         told = {"model": self._config.name, "version": version}
         log.info("weights are loaded into an engine that lost them", extra=told)
         try:
-            await update_policy(self._config, version=version, path=path, mode="abort", urls=urls)
+            await update_policy(
+                self._config,
+                version=version,
+                path=path,
+                mode="abort",
+                urls=urls,
+                inside=self._inside,
+            )
         except PolicyUpdateFailed as e:
             log.error("an engine stays without calls", extra=told | {"why": str(e)})
             for endpoint in stale:

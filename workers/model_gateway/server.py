@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
+from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import Retryable
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.failures import status_error
@@ -23,9 +24,10 @@ _OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 class ModelServer:
     """One base URL of one model. Paths begin with `base` (.../v1) or `root` (without it)."""
 
-    def __init__(self, config: ModelConfig, base_url: str) -> None:
+    def __init__(self, config: ModelConfig, base_url: str, inside: Asks | None = None) -> None:
+        """`inside`: the server is in this process."""
         self._key = config.api_key
-        self._http = HttpClient(base_url, config.api_key)
+        self._http = inside or HttpClient(base_url, config.api_key)
         self.base = urlsplit(base_url).path.rstrip("/")
         self.root = self.base.removesuffix("/v1")
 

@@ -19,6 +19,7 @@ from broker.messages import ModelResult, Tokens, VersionSpan
 from broker.topology import Lane
 from workers.model_gateway.answer_chat import chat_usage
 from workers.model_gateway.answers import completed
+from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import (
     BackendError,
     BackendRequest,
@@ -75,11 +76,11 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 class VllmBackend:
-    """One vLLM server."""
+    """One vLLM server, or the one `inside` this process."""
 
-    def __init__(self, config: ModelConfig, base_url: str) -> None:
+    def __init__(self, config: ModelConfig, base_url: str, inside: Asks | None = None) -> None:
         self._config = config
-        self._server = ModelServer(config, base_url)
+        self._server = ModelServer(config, base_url, inside)
         self._decoder = msgspec.json.Decoder(_Answer)
         self._versions = VersionReader(self._weight_info)
         self._wanted: int | None = None

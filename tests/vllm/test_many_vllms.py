@@ -1,0 +1,133 @@
+"""Two real vLLM servers behind a gateway: LoRA adapters, stickiness, one of them killed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker.messages import ModelResult
+from broker.shared.memory import MemoryShared
+from producers.policy import update_policy
+from tests.support.gateway import Caller, serving
+from tests.support.real_vllm import (
+    GREEDY,
+    asked,
+    forward,
+    ids,
+    model_at,
+    python,
+    started,
+    until_healthy,
+)
+
+pytestmark = pytest.mark.timeout(2400)
+
+LORA = ("--enable-lora", "--max-lora-rank", "8")
+ROLLOUTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def adapters(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with adapters `1` and `2`, and what they make of the tiny model: `merged-1`, ..."""
+    folder = tmp_path_factory.mktemp("adapters")
+    script = Path(__file__).with_name("adapter.py")
+    for n in (1, 2):
+        python(script, weights / "tiny", folder / str(n), folder / f"merged-{n}", n)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    weights: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Replica]]:
+    """Two servers of the same model, which start at the same time."""
+    folder = tmp_path_factory.mktemp("engines")
+    flags = (*LORA, "--lora-modules", f"adapter={adapters / '1'}")
+    with ExitStack() as stack:
+        found = [
+            Replica(*stack.enter_context(started(weights / "tiny", folder, *flags)))
+            for _ in range(2)
+        ]
+        for replica in found:
+            until_healthy(replica.url, replica.process, replica.log)
+        yield found
+
+
+async def test_an_update_puts_another_lora_adapter_in_the_place_of_the_one_that_is_asked(
+    replicas: list[Replica], adapters: Path
+) -> None:
+    shared = MemoryShared()
+    model = model_at(*(r.url for r in replicas), served_name="adapter", lora=True)
+    async with serving(model, shared=shared) as caller:
+        before = await ask(caller)
+        await update_policy(caller.broker, shared, "m", 2, str(adapters / "2"))
+        after = await ask(caller)
+    for n, answers in ((1, before), (2, after)):
+        samples = [ids(answer) for answer in answers.values()]
+        wanted = await asyncio.to_thread(
+            forward, adapters / f"merged-{n}", [(prompt, out) for prompt, out, _ in samples]
+        )
+        for (_, _, logprobs), expected in zip(samples, wanted, strict=True):
+            assert logprobs == pytest.approx(expected, abs=1e-4)
+    assert {answer.versions.max for answer in after.values() if answer.versions} == {2}
+
+
+async def test_rollouts_stay_with_a_replica_move_when_it_is_killed_and_come_back(
+    replicas: list[Replica], weights: Path, tmp_path: Path
+) -> None:
+    killed, other = replicas
+    async with serving(model_at(killed.url, other.url)) as caller:
+        await ask(caller)
+        counts = requests(caller)
+        assert min(counts.values()) > 0, "both are used"
+        again = await ask(caller)
+        assert requests(caller) == {url: 2 * n for url, n in counts.items()}
+        assert all(r.usage.cached_tokens > 0 for r in again.values()), "each where its prefix is"
+        os.killpg(killed.process.pid, signal.SIGKILL)
+        moved = await ask(caller)
+        assert all(r.error is None for r in moved.values())
+        port = int(killed.url.rpartition(":")[2].removesuffix("/v1"))
+        with started(weights / "tiny", tmp_path, *LORA, port=port) as back:
+            await asyncio.to_thread(until_healthy, *back)
+            async with asyncio.timeout(120):
+                while not all(s.up for s in caller.gateway.endpoints()["m"]):
+                    await ask(caller)
+            before = requests(caller)
+            await ask(caller)
+            after = requests(caller)
+    assert {url: after[url] - before[url] for url in after} == counts
+
+
+async def ask(caller: Caller) -> Mapping[str, ModelResult]:
+    """One call of each rollout, all at once, with a prompt of several cache blocks."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {
+            rollout: group.create_task(
+                caller.ask(
+                    asked(f"{rollout} " + "What is 1 + 1? " * 40),
+                    options=GREEDY,
+                    rollout=rollout,
+                    deadline_s=300,
+                )
+            )
+            for rollout in (f"r.g/{n}/0" for n in range(ROLLOUTS))
+        }
+    return {rollout: task.result() for rollout, task in tasks.items()}
+
+
+def requests(caller: Caller) -> dict[str, int]:
+    """Requests that each endpoint got so far."""
+    return {s.url: s.requests for s in caller.gateway.endpoints()["m"]}
