@@ -11,6 +11,7 @@ else (dates, sets, enums), and it has limits.
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgpack
@@ -54,6 +55,22 @@ def unpack(body: bytes) -> Any:
     if not (_is_shallow(body) or _shallow(value, MAX_DEPTH)):
         raise Undecodable(f"nested deeper than {MAX_DEPTH}")
     return value
+
+
+def unpack_each(bodies: Sequence[bytes]) -> list[Any]:
+    """Unpack values that were packed one by one, at once. Raises Undecodable or TooLarge."""
+    values = _unpack(_array_head(len(bodies)) + b"".join(bodies))
+    for value, body in zip(values, bodies, strict=True):
+        if not (_is_shallow(body) or _shallow(value, MAX_DEPTH)):
+            raise Undecodable(f"nested deeper than {MAX_DEPTH}")
+    return cast(list[Any], values)
+
+
+def _array_head(count: int) -> bytes:
+    """How msgpack begins an array of so many."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 def _unpack(body: bytes) -> Any:

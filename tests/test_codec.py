@@ -63,6 +63,20 @@ def test_plain_data_comes_back_as_it_was(value: Any) -> None:
     assert codec.unpack(codec.pack(value)) == value
 
 
+@given(values=st.lists(plain, max_size=20))
+def test_values_packed_one_by_one_come_back_at_once(values: list[Any]) -> None:
+    assert codec.unpack_each([codec.pack(value) for value in values]) == values
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [[b""], [b"\x01", b""], [b"\x01\x02"], [b"\x91"], [b"\x91" * 40 + b"\x01", b"\x01"]],
+)
+def test_what_is_not_one_value_each_is_refused(bodies: list[bytes]) -> None:
+    with pytest.raises(Undecodable):
+        codec.unpack_each(bodies)
+
+
 @given(size=st.integers(0, 200_000))
 @settings(max_examples=20)
 def test_a_large_body_is_compressed_and_comes_back(size: int) -> None:

@@ -131,7 +131,7 @@ class ModelGateway:
 
 def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
     """The call unpacked, for a backend. Raises Undecodable."""
-    items = [codec.unpack(item) for item in call.input]
+    items = codec.unpack_each(call.input)
     if not all(isinstance(item, dict) for item in items):
         raise Undecodable("an input item is not a map")
     known = as_items(items[: call.known_items])
