@@ -10,7 +10,7 @@ from broker.base import Outgoing
 from broker.journal.base import Run, RunInfo
 from broker.journal.memory import MemoryTable
 from broker.messages import CallRecord, Failure, Limits, ModelCall, ModelResult, Task
-from broker.topology import TASK, dead_queue, task_key
+from broker.topology import TASK, dead_queue, task_key, task_queue
 from broker.trajectory import forest, main_transcript
 from tests.support.rig import Rig, message, tool_call, trajectory_of
 from workers.agent.context import AgentTask, Context
@@ -357,6 +357,20 @@ async def test_a_rollout_without_progress_runs_alone_and_then_becomes_a_failed_r
     error = trajectory_of(result).error
     assert error is not None
     assert (error.kind, result.verdict.reward) == ("agent", None)
+
+
+async def test_a_suspect_that_comes_back_from_a_held_queue_does_not_run_beside_others() -> None:
+    async with Rig(SPEC, uses_a_tool_once, TOOLS) as rig, rig.verifier():
+        suspect = rig.task(0, lane="suspect")
+        body, kind = codec.encode(suspect), codec.kind_of(Task)
+        await rig.node.declare([task_queue("resume", "env")])
+        async with rig.agent():
+            await rig.node.publish(Outgoing(TASK.name, task_key("resume", "env"), body, kind))
+            await rig.submit(1)
+            await rig.wait(1)
+            assert not [call for call in rig.calls if call.startswith(suspect.journal_key)]
+        async with rig.agent(lanes=("suspect",), slots=1):
+            assert {r.rollout_id for r in await rig.wait(2)} == {"r/0/0", "r/1/0"}
 
 
 async def test_an_undecodable_task_is_dead_lettered_and_the_next_one_runs() -> None:

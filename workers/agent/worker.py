@@ -224,12 +224,23 @@ class AgentWorker:
                     return Ack()
                 case Owned(inbox):
                     return await self._hand_to(inbox, task)
-                case Run() if _is_suspect(taken, task):
+                case Run() if self._is_for_suspects(taken, task):
                     return await self._hand_to_suspects(task)
             try:
                 return await self._run_taken(task, spec, taken, running)
             except Replaced:
                 log.info("rollout replaced", extra={"rollout": task.journal_key})
+
+    def _is_for_suspects(self, run: Run, task: Task) -> bool:
+        """Whether it may have killed its workers, and would run beside others here.
+
+        A suspect's held copy comes back through the `resume` lane: it is still a suspect.
+        """
+        if run.ended:
+            return False
+        if task.lane == "suspect":
+            return "suspect" not in self._settings.lanes
+        return run.idle_takes >= SUSPECT_TAKES
 
     async def _hand_to(self, inbox: str, task: Task) -> Outcome:
         """Another living worker runs it: give it this delivery, it may have lost its own."""
@@ -339,11 +350,6 @@ class AgentWorker:
             ]
         )
         self._declared.add(known)
-
-
-def _is_suspect(run: Run, task: Task) -> bool:
-    """Whether it may have killed its workers: taken again and again without a finished call."""
-    return run.idle_takes >= SUSPECT_TAKES and not run.ended and task.lane != "suspect"
 
 
 def _held_copy(task: Task, worker_id: str) -> Outgoing:
