@@ -172,6 +172,49 @@ def test_mathematics_is_compared_as_mathematics(
     assert mathematics.equal(said, expected) is equal
 
 
+SEPARATORS = [
+    *("or", "and", ",", ";", "|", "&", "/ ", "vs", "###", "\n"),
+    *(r"\text{ or }", r"\text{ perhaps }", r"\\", r"\&", r"\mid", r"\vee", r"\lor", r"\cup"),
+    *(r"\quad", r"\to", r"\Rightarrow", r"\star", r"\sim", r"\approx", "≈", r"\neq", "=", "<"),
+]
+
+
+@pytest.mark.parametrize("between", SEPARATORS)
+def test_listing_several_candidates_never_pays(mathematics: MathEquality, between: str) -> None:
+    for said in (f"2 {between} 7", rf"2 {between} 7\text{{.}}", f"5 {between} 2 {between} 7"):
+        assert not mathematics.equal(said, "7"), said
+        assert between in (r"\approx", "≈") or not mathematics.equal(said, "2"), said
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "equal"),
+    [
+        ("2 or 2", "2", True),
+        ("3 or 2", r"\{2, 3\}", True),
+        ("x=2 or x=3", "2, 3", True),
+        (r"\approx 2", "2", True),
+        (r"x \approx 2", "2", True),
+        (r"\approx 3", "2", False),
+        (r"\frac13 \approx 0.33", "1/3", True),
+        ("1/3 ≈ 0.333", "1/3", True),
+        ("1/3 ≈ 0.4", "1/3", False),
+        (r"0.333 \approx \frac13", "1/3", False),
+        ("2 ≈ 3", "2", False),
+        ("2 ≈ 3", "3", False),
+        (r"x = \sqrt{2} \approx 1.41", r"\sqrt 2", True),
+        (r"42\text{ if }x>0, 7\text{ otherwise}", "42", False),
+        (r"42\text{ or so }\sqrt{7}\text{.}", "42", False),
+        (r"42\text{ }\text{km}", "42", True),
+        (r"\therefore 42", "42", True),
+        (r"\pi \vee 42", "42", False),
+    ],
+)
+def test_a_set_is_a_set_and_a_rounding_a_rounding(
+    mathematics: MathEquality, said: str, expected: str, equal: bool
+) -> None:
+    assert mathematics.equal(said, expected) is equal
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

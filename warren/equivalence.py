@@ -38,6 +38,14 @@ _GAP: Final = r"(?:\\[,;:! ]|~| )"
 _GROUPED: Final = re.compile(rf"[-+]?\d{{1,3}}(?:{_GAP}\d{{3}})+(?:\.\d+)?")
 _MIXED: Final = re.compile(rf"([-+]?\d+){_GAP}+(\d+)/(\d+)")
 _SCIENTIFIC: Final = re.compile(r"([-+]?\d+(?:\.\d*)?)[eE]([-+]?\d+)")
+_ABOUT: Final = re.compile(r"\\(?:approx(?:eq)?|simeq|doteq)(?![a-zA-Z])")
+_DECIMAL: Final = re.compile(r"[-+]?\d+(?:\.(\d+))?")
+_AND_OR: Final = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}")
+_TEXT: Final = r"\\(?:text[a-z]*|math(?:rm|it|bf)|mbox)\s*\{[^{}]*\}"
+#: The library takes all of it for a unit, which it drops.
+_HIDDEN: Final = re.compile(rf"{_TEXT}\s*(?!{_TEXT})\S.*{_TEXT}(?:\^\S+)?$", re.DOTALL)
+#: Where the precision is not said: the library's own.
+_PLACES: Final = 6
 _DENIAL: Final = re.compile(r"\\(?:neq?|not)(?![a-zA-Z])|≠")
 
 
@@ -54,8 +62,9 @@ class MathEquality:
         """Whether `said` is `expected`: as a number, an expression, a set, an interval, ...
 
         Both are LaTeX or plain text, without `\\boxed`. Units are compared where both have one.
-        What is too long, too slow or no mathematics at all is not equal. Blocks for some
-        milliseconds, so call it from a reward that is not `async`.
+        `a \\approx b` is `a`, where `b` is its rounding. Several candidates (`2 or 3`) are a set,
+        equal to that set only. What is too long, too slow or no mathematics at all is not equal.
+        Blocks for some milliseconds, so call it from a reward that is not `async`.
 
         Raises:
             RuntimeError: the extra `math` is not installed, or no process could be had: our
@@ -66,8 +75,11 @@ class MathEquality:
             return False
         if said == expected:
             return True
-        if _DENIAL.search(said) or said.count("=") > 3:
+        if _DENIAL.search(said) or said.count("=") > 3 or _HIDDEN.search(_AND_OR.sub(",", said)):
             return False
+        exact, *rounded = _ABOUT.split(said)
+        if rounded:
+            return self._approximated(exact, rounded, expected)
         before, equals, after = said.partition("=")
         if equals and re.search(r"\d", before) and not re.search(r"[a-zA-Z]", before):
             # the library looks at the right side only: `1 = 2` would be 2
@@ -79,15 +91,28 @@ class MathEquality:
         if unit == its_unit or len(unit or its_unit) > 1:  # "3m" may be three times m
             said, expected = number, wanted
         said, expected = _one_number(said), _one_number(expected)
-        return said == expected or self._compare(json.dumps([said, expected]).encode())
+        return said == expected or self._compare(said, expected)
 
     def close(self) -> None:
         """End the server, if there is one; the next comparison starts it again."""
         self._end()
 
-    def _compare(self, question: bytes) -> bool:
+    def _approximated(self, exact: str, rounded: list[str], expected: str) -> bool:
+        """`x \\approx 2` is like `x = 2`; of `a \\approx b` the first is the answer."""
+        if not re.search(r"[\d\\]", exact) and len(exact.strip()) <= 1:
+            exact, *rounded = rounded
+        return self.equal(exact, expected) and all(self._rounds(r, expected) for r in rounded)
+
+    def _rounds(self, said: str, expected: str) -> bool:
+        number, _ = _split(_plain(said))
+        decimal = _DECIMAL.fullmatch(number)
+        if decimal is None:
+            return self.equal(said, expected)
+        return self._compare(number, _split(expected)[0], len(decimal[1] or ""))
+
+    def _compare(self, said: str, expected: str, places: int = _PLACES) -> bool:
         try:
-            return self._ask(question)
+            return self._ask(json.dumps([said, expected, places]).encode())
         except OSError as e:
             raise RuntimeError(f"the process that compares answers has ended: {e}") from e
 
@@ -176,6 +201,7 @@ _SIGNS: Final = {
     "\u2044": "/",
     "\u03c0": r"\pi ",
     "\u221e": r"\infty ",
+    "\u2248": r"\approx ",
     "\u221a": r"\sqrt ",
     "\u2264": r"\le ",
     "\u2265": r"\ge ",

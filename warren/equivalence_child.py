@@ -7,6 +7,7 @@ milliseconds. FD is a socket that hands over one socket per comparison, and ends
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,6 +18,8 @@ from typing import Final
 CPU_S: Final = 2
 MEMORY_BYTES: Final = 2 * 1024**3
 
+#: What could be an answer of its own.
+_CANDIDATE: Final = re.compile(r"\d+(?:[.,]\d+)*|\\(?:pi|infty|emptyset)")
 _WARM_UP: Final = (("\\frac{1}{2}", "0.5"), ("x^2+2x+1", "(x+1)^2"), ("(1,2)", "[1, 2)"))
 
 
@@ -36,19 +39,33 @@ def serve(control: socket.socket) -> None:
 def _answer(fd: int) -> None:
     """`r` for ready, then `1` or `0`; whoever a limit ends says no more."""
     with socket.socket(fileno=fd) as asker, asker.makefile("rb") as questions:
-        said, expected = json.loads(questions.read())
+        said, expected, places = json.loads(questions.read())
         _limit()
         asker.sendall(b"r")
-        asker.sendall(b"1" if equal(said, expected) else b"0")
+        asker.sendall(b"1" if equal(said, expected, places) else b"0")
 
 
-def equal(said: str, expected: str) -> bool:
-    """Without the library's own timeouts: their signals don't reach loops inside C code."""
-    from math_verify import parse, verify
+def equal(said: str, expected: str, places: int = 6) -> bool:
+    """Without the library's own timeouts: their signals don't reach loops inside C code.
 
-    gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (expected, said))
-    # `x < 3` is the interval, whichever of the two was expected
-    return bool(verify(gold, target, timeout_seconds=None, allow_set_relation_comp=True))
+    `places` after the point are compared where one of the two is a decimal number.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    ways = [LatexExtractionConfig(), ExprExtractionConfig()]
+    # the second way takes the last number of what is no LaTeX: `2 \\star 3` would be 3
+    allowed = ways[:1] if len(_CANDIDATE.findall(said)) > 1 else ways
+    gold = parse(f"\\boxed{{{expected}}}", parsing_timeout=None)
+    target = parse(f"\\boxed{{{said}}}", extraction_config=allowed, parsing_timeout=None)
+    return bool(
+        verify(
+            gold,
+            target,
+            float_rounding=places,
+            timeout_seconds=None,
+            allow_set_relation_comp=True,  # `x < 3` is the interval, whichever was expected
+        )
+    )
 
 
 def _limit() -> None:
