@@ -58,6 +58,24 @@ async def test_a_wrong_solution_fails_where_it_is_wrong() -> None:
     assert [f.message for f in report.failures] == ["AssertionError: case 2: add gave 5, not -5"]
 
 
+#: Expected, given, whether that is right.
+ANSWERS = [
+    *((1, True, False), (True, 1, False), (0, False, False), (True, True, True), (1, 1.0, True)),
+    *(([1, [0]], [1, [False]], False), ([True], [True], True), ({"a": 1}, {"a": True}, False)),
+    *(({1: "x"}, {True: "x"}, False), ({1}, {True}, False), ({(1, 2)}, {(True, 2)}, False)),
+    *(({"a": [1.0]}, {"a": [1]}, True), ((1, 2), (1, 2), True), ([1, 2], (1, 2), False)),
+]
+
+
+async def test_true_is_not_one_however_deep_and_a_whole_float_is_an_integer() -> None:
+    given = [answer for _, answer, _ in ANSWERS]
+    cases = [CallCase("pick", [n], expected) for n, (expected, _, _) in enumerate(ANSWERS)]
+    report = await judge(f"def pick(n): return {given!r}[n]", cases)
+    failed = {failure.name for failure in report.failures}
+    right = [f"case {n + 1}: pick" not in failed for n in range(len(ANSWERS))]
+    assert right == [fine for _, _, fine in ANSWERS], report
+
+
 HOSTILE = {
     "exits": "import os; os._exit(0)",
     "exits when called": "import os\ndef add(a, b): os._exit(0)",

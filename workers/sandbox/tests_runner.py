@@ -50,7 +50,10 @@ class CallCase:
     function: str
     args: Sequence[Any]
     expected: Any
-    """Plain data: numbers, text, bytes, lists, tuples, sets, dicts of those."""
+    """Plain data: numbers, text, bytes, lists, tuples, sets, dicts of those.
+
+    Compared as by `==`, but that True is not 1, nor False 0, however deep inside.
+    """
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 

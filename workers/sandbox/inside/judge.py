@@ -157,7 +157,24 @@ def _cases() -> tuple[list[str], Tests]:
 
 def _check(link: Link, name: str, function: str, args: Any, kwargs: Any, expected: Any) -> None:
     answer = link.ask(_MODULE_REF, "get", function)(*args, **kwargs)
-    assert answer == expected, f"{name} gave {_shown(answer)}, not {_shown(expected)}"
+    assert _same(answer, expected), f"{name} gave {_shown(answer)}, not {_shown(expected)}"
+
+
+def _same(answer: Any, expected: Any) -> bool:
+    """Equal as in Python, but that True is no 1, however deep: 1.0 is 1, a tuple no list."""
+    if isinstance(answer, bool) or isinstance(expected, bool):
+        return answer is expected
+    if isinstance(expected, dict) and isinstance(answer, dict):
+        keys = {key: key for key in answer}  # as the answer has them
+        return answer == expected and all(
+            _same(keys[k], k) and _same(answer[k], expected[k]) for k in expected
+        )
+    if isinstance(expected, (set, frozenset)) and isinstance(answer, (set, frozenset)):
+        members = {member: member for member in answer}
+        return answer == expected and all(_same(members[m], m) for m in expected)
+    if isinstance(expected, (list, tuple)) and isinstance(answer, (list, tuple)):
+        return answer == expected and all(map(_same, answer, expected))
+    return bool(answer == expected)
 
 
 def _shown(value: Any) -> str:
