@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from broker.messages import Usage
+from broker.messages import Usage, Verdict
 from tests.support import sandboxes
 from warren import Limits, PolicyRequest, Rollout, load_environment, python, run_code, shell
 from warren.sandbox import without_sandbox
 from workers.spec import EnvironmentSpec, Policy, ToolRun, VerifierContext
+from workers.verifier.scoring import score
 
 TASKS = [
     json.loads(line)
@@ -31,6 +32,13 @@ def spec() -> EnvironmentSpec:
 
 
 async def reward(spec: EnvironmentSpec, task: Mapping[str, Any], answer: str) -> float:
+    given = (await verdict(spec, task, answer)).reward
+    assert given is not None
+    return given
+
+
+async def verdict(spec: EnvironmentSpec, task: Mapping[str, Any], answer: str) -> Verdict:
+    """What the verifier makes of the answer."""
     message = {"type": "message", "role": "assistant", "content": answer}
     rollout = Rollout(
         rollout_id="run/0/0",
@@ -44,7 +52,7 @@ async def reward(spec: EnvironmentSpec, task: Mapping[str, Any], answer: str) ->
         steps=1,
         usage=Usage(),
     )
-    return await spec.rewards[0].run(rollout, cast(VerifierContext, None))
+    return await score(spec, rollout, cast(VerifierContext, None), 60.0)
 
 
 async def played(spec: EnvironmentSpec, task: Mapping[str, Any], rollout: str) -> float:
@@ -82,9 +90,51 @@ async def test_half_a_solution_earns_nothing(spec: EnvironmentSpec) -> None:
     assert await reward(spec, task, "I would use a table.") == 0.0
 
 
-@pytest.mark.parametrize("code", ["raise SystemExit", "import os; os._exit(0)", "while True: pass"])
+@pytest.mark.parametrize("code", ["raise SystemExit", "import os; os._exit(0)"])
 async def test_a_cheat_earns_nothing(spec: EnvironmentSpec, code: str) -> None:
     assert await reward(spec, TASKS[0], f"```python\n{code}\n```") == 0.0
+
+
+ADDS = "def add_digits(n): return sum(map(int, str(abs(n))))"
+#: What a solution does, and what it earns: the tests' verdict is the truth.
+TRUTH = {
+    "prints besides": (f"print('hello')\n{ADDS}\nprint(add_digits(12), '0 of 4 passed')", 1.0),
+    "reads its standard input": (f"import sys\nsys.stdin.read()\n{ADDS}", 1.0),
+    "defines it twice": (f"def add_digits(n): return 0\n{ADDS}", 1.0),
+    "returns a whole float": (ADDS.replace("sum(", "1.0 * sum("), 1.0),
+    "is wrong below zero only": (ADDS.replace("abs(n)", "n"), 0.0),
+    "is off by one": (f"{ADDS} + 1", 0.0),
+    "returns text": (ADDS.replace("sum(map(int, str(abs(n))))", "str(sum(map(int, str(n))))"), 0.0),
+    "prints instead of returning": (ADDS.replace("return ", "print(") + ")", 0.0),
+    "has another name": (ADDS.replace("add_digits", "addDigits"), 0.0),
+    "takes no argument": (ADDS.replace("(n):", "():"), 0.0),
+    "has a syntax error": (ADDS.replace(":", ""), 0.0),
+    "breaks when loaded": (f"{ADDS}\n1 / 0", 0.0),
+    "raises": ("def add_digits(n): raise ValueError(n)", 0.0),
+    "recurses for ever": ("def add_digits(n): return add_digits(n)", 0.0),
+    "never returns": ("def add_digits(n):\n    while True: pass", 0.0),
+    "exits": ("import sys\ndef add_digits(n): sys.exit(0)", 0.0),
+    "is a coroutine": (f"async {ADDS}", 0.0),
+    "is indented by tabs": (ADDS.replace(" return", "\n\treturn"), 1.0),
+}
+
+
+@pytest.mark.parametrize(("code", "earned"), TRUTH.values(), ids=TRUTH)
+async def test_the_reward_is_the_ground_truth(
+    spec: EnvironmentSpec, code: str, earned: float
+) -> None:
+    task = next(task for task in TASKS if task["function"] == "add_digits")
+    assert (await verdict(spec, task, f"Here:\n```python\n{code}\n```")).reward == earned
+
+
+async def test_tests_that_are_broken_are_null_and_not_the_solutions_fault(
+    spec: EnvironmentSpec,
+) -> None:
+    task = {"function": "add_digits", "cases": []}
+    told = await verdict(spec, task, f"```python\n{ADDS}\n```")
+    assert told.reward is None
+    assert told.error is not None
+    assert "no tests" in told.error.message
 
 
 RIGHT = {
