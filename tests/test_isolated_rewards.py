@@ -89,7 +89,7 @@ def answer(items: list[dict[str, Any]]) -> str:
     [
         ("exit", "reward 'risky': ended its process (exit status 7)"),
         ("segfault", "reward 'risky': killed its process (SIGSEGV)"),
-        ("never", "reward 'risky': no reward within 1 s"),
+        ("never", "reward 'risky': no reward within 1 s: it blocked its process"),
         ("raise", "reward 'risky': ValueError: no good"),
         ("text", "reward 'risky': returned str 'five', not a number"),
     ],

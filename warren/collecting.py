@@ -28,6 +28,7 @@ from producers.healing import heal
 from producers.publisher import Id, Instance, Publisher, queues_for, remaining
 from sinks.roles import collect_into
 from warren.accounts import Accounts
+from warren.blocking import ending
 from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
@@ -45,6 +46,7 @@ from workers.watchdog import watch_loop
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
+_AGAIN = "run the same command again to go on; the call then runs in a process of its own"
 
 
 async def collect(
@@ -221,7 +223,7 @@ async def _work(
         open_all(at, plan) as sources,
         hosted(at, plan.environments),
     ):
-        with watch_loop():  # as in workers: ends this process, and the same command goes on
+        with watch_loop(settings.block_limit_s, on_blocked=ending(_AGAIN)):
             await serve(at.broker, sources, stop=stop)
 
 

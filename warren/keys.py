@@ -270,6 +270,7 @@ PLACE: Final[tuple[Key, ...]] = (
     ),
     Key(name="debug", help="", parse=boolean, default=False, hidden=True, switch=True),
     Key(name="crashpoint", help="", parse=text, hidden=True),
+    Key(name="block_limit", help="", parse=_SECONDS, default=30.0, hidden=True),
 )
 
 #: What one command shall do: `CollectOptions` and its siblings.

@@ -100,6 +100,8 @@ class Settings:
     """Show tracebacks of the user's errors too."""
     crashpoint: str | None = None
     """For fault tests: where to kill ourselves."""
+    block_limit_s: float = 30.0
+    """User code that blocks the event loop for so long is named, and ends the process."""
     color: bool = True
     """False where NO_COLOR is set."""
 
@@ -239,6 +241,7 @@ def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> S
         unsafe_no_sandbox=get("unsafe_no_sandbox"),
         debug=get("debug"),
         crashpoint=get("crashpoint"),
+        block_limit_s=get("block_limit"),
         color=not environ.get("NO_COLOR"),
     )
 
@@ -346,6 +349,12 @@ def _with_key(model: ModelSettings, environ: Mapping[str, str]) -> ModelSettings
 def debugging() -> bool:
     """Whether WARREN_DEBUG asks for tracebacks; needed before settings could be read."""
     return os.environ.get("WARREN_DEBUG", "").lower() in {"1", "true", "yes", "on"}
+
+
+def block_limit_s() -> float:
+    """WARREN_BLOCK_LIMIT, for processes that need no other setting. Raises UsageError."""
+    limit: float = Values({}, os.environ, ConfigFile("", {}, {})).get("block_limit")
+    return limit
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

@@ -35,13 +35,18 @@ Ask = Callable[[bytes], Awaitable[bytes]]
 """Asks the parent for something, from inside a job."""
 Handler = Callable[[bytes, Ask], Awaitable[bytes]]
 """Does one kind of job: its body in, its answer out."""
+Watching = Callable[[], contextlib.AbstractContextManager[object]]
+"""Guards the event loop of a job's process."""
 
 
 class ForkServer:
     """Serves isolated jobs until the parent hangs up."""
 
-    def __init__(self, handlers: Mapping[str, Handler], listener: socket.socket) -> None:
+    def __init__(
+        self, handlers: Mapping[str, Handler], listener: socket.socket, watching: Watching
+    ) -> None:
         self._handlers = handlers
+        self._watching = watching
         self._listener = listener
         self._poll = select.poll()
         self._connections: dict[int, socket.socket] = {}
@@ -88,11 +93,15 @@ class ForkServer:
         try:
             os.setpgid(0, 0)
             self._let_go()
-            asyncio.run(_work(connection, handler, body))
+            asyncio.run(self._watched(connection, handler, body))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)  # nothing of the server's may run here
+
+    async def _watched(self, connection: socket.socket, handler: Handler, body: bytes) -> None:
+        with self._watching():
+            await _work(connection, handler, body)
 
     def _let_go(self) -> None:
         """What the server holds is none of a child's business."""
@@ -126,14 +135,22 @@ class ForkServer:
             _kill(pid)
 
 
-def main(handlers: Mapping[str, Handler], path: str, ready_fd: int) -> None:
-    """Serve on a Unix socket at `path`; standard input is the life line to the parent."""
+def main(
+    handlers: Mapping[str, Handler],
+    path: str,
+    ready_fd: int,
+    watching: Watching = contextlib.nullcontext,
+) -> None:
+    """Serve on a Unix socket at `path`; standard input is the life line to the parent.
+
+    Each job runs in a `watching()`.
+    """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(128)
         os.write(ready_fd, READY)
         os.close(ready_fd)
-        ForkServer(handlers, listener).serve(0)
+        ForkServer(handlers, listener, watching).serve(0)
 
 
 class _Line:

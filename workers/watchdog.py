@@ -3,6 +3,7 @@
 A blocked loop serves nobody: no reply, no heartbeat, no stop. The broker gives the process's
 deliveries to others, and a call that blocked its worker runs in a process of its own next time.
 
+What is done about it is for the caller to say; without a word it is logged and the process ends.
 Two guards: a thread that names the author's function, and, for code that never lets go of the
 interpreter's lock (a regular expression that backtracks for ever), faulthandler's C thread.
 """
@@ -17,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +36,45 @@ _OURS: Final = Path(__file__).resolve().parent.parent
 _LIBRARIES: Final = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")})
 
 
+@dataclass(frozen=True, slots=True)
+class Blockage:
+    """What blocks the loop."""
+
+    seconds: float
+    culprit: str
+    """`file:line: function`."""
+    stack: str
+
+
+def end_process(blockage: Blockage) -> None:
+    """Log it and end with EXIT_BLOCKED."""
+    log.critical(
+        "the event loop is blocked: ending the process",
+        extra={
+            "blocked_s": blockage.seconds,
+            "culprit": blockage.culprit,
+            "stack": blockage.stack,
+        },
+    )
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_BLOCKED)
+
+
 @contextmanager
 def watch_loop(
-    limit_s: float = LIMIT_S, *, end: Callable[[int], None] = os._exit, hard: bool = True
+    limit_s: float = LIMIT_S,
+    *,
+    on_blocked: Callable[[Blockage], object] = end_process,
+    hard: bool = True,
 ) -> Generator[None, None, None]:
     """Guard the running loop while the context is open.
 
-    `hard` arms faulthandler too, of which a process has only one.
+    `on_blocked` is called in another thread, again after every further `limit_s`. `hard` arms
+    faulthandler too, of which a process has only one: where that thread can't run, it says where
+    all threads are and ends the process with 1.
     """
-    guard = _Guard(asyncio.get_running_loop(), limit_s, end, hard)
+    guard = _Guard(asyncio.get_running_loop(), limit_s, on_blocked, hard)
     guard.start()
     try:
         yield
@@ -55,12 +87,12 @@ class _Guard:
         self,
         loop: asyncio.AbstractEventLoop,
         limit_s: float,
-        end: Callable[[int], None],
+        on_blocked: Callable[[Blockage], object],
         hard: bool,
     ) -> None:
         self._loop = loop
         self._limit_s = limit_s
-        self._end = end
+        self._on_blocked = on_blocked
         self._hard = hard
         self._loop_thread = threading.get_ident()
         self._beaten = True
@@ -96,17 +128,8 @@ class _Guard:
     def _blocked(self) -> None:
         frame = sys._current_frames().get(self._loop_thread)
         stack = traceback.extract_stack(frame) if frame is not None else []
-        log.critical(
-            "the event loop is blocked: ending the process",
-            extra={
-                "blocked_s": self._limit_s,
-                "culprit": culprit(stack),
-                "stack": "".join(traceback.format_list(stack[-12:])),
-            },
-        )
-        for handler in logging.getLogger().handlers:
-            handler.flush()
-        self._end(EXIT_BLOCKED)
+        told = "".join(traceback.format_list(stack[-12:]))
+        self._on_blocked(Blockage(self._limit_s, culprit(stack), told))
 
 
 def culprit(stack: Sequence[traceback.FrameSummary]) -> str:

@@ -4,18 +4,21 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
 from broker.errors import UsageError
 from producers.checks import BadRow, task_row
 from producers.datasets import BadDataset, read_lines
+from warren.blocking import in_words
 from warren.env_test import Report, try_environment
 from warren.environment import Environment
 from warren.loading import load_environment
 from warren.options import EXIT_FAILED, EXIT_OK, EnvTestOptions
 from warren.sandbox import sandboxed
 from warren.settings import Settings
+from workers.watchdog import Blockage, watch_loop
 
 
 async def run(options: EnvTestOptions, settings: Settings) -> int:
@@ -23,10 +26,22 @@ async def run(options: EnvTestOptions, settings: Settings) -> int:
     environment = load_environment(options.environment)
     rows = await asyncio.to_thread(_rows, environment, options)
     risky = [environment.name] if environment.sandboxed else []
+
+    def blocked(blockage: Blockage) -> None:
+        report = Report(environment.name, tasks=len(rows), problems=[in_words(blockage)])
+        _say(report, options)
+        os._exit(EXIT_FAILED)
+
     async with sandboxed(risky, unsafe=settings.unsafe_no_sandbox):
-        report = await try_environment(environment, rows)
-    sys.stdout.write(_json(report) if options.json else _text(report))
+        with watch_loop(settings.block_limit_s, on_blocked=blocked):
+            report = await try_environment(environment, rows)
+    _say(report, options)
     return EXIT_FAILED if report.problems else EXIT_OK
+
+
+def _say(report: Report, options: EnvTestOptions) -> None:
+    sys.stdout.write(_json(report) if options.json else _text(report))
+    sys.stdout.flush()
 
 
 def _rows(environment: Environment, options: EnvTestOptions) -> list[bytes]:

@@ -10,6 +10,7 @@ from broker.errors import UsageError
 from sinks.base import Output
 from sinks.jsonl import JsonlFile
 from sinks.rows import RowDict
+from warren.blocking import ending
 from warren.loading import load_environment
 from warren.models import SCRIPTED, served
 from warren.options import EXIT_OK, ReverifyOptions
@@ -19,6 +20,9 @@ from warren.sandbox import sandboxed
 from warren.settings import Settings
 from warren.stored import rows_in
 from warren.summary import Accumulator, RunSummary
+from workers.watchdog import watch_loop
+
+_AGAIN = "what was scored is safe; mend it, and run the same command again"
 
 
 async def run(options: ReverifyOptions, settings: Settings) -> int:
@@ -48,13 +52,14 @@ async def run(options: ReverifyOptions, settings: Settings) -> int:
             sandboxed(risky, unsafe=settings.unsafe_no_sandbox),
             scorer(spec, models) as scoring,
         ):
-            await reverify(
-                (_of(spec.name, row) for row in chain([first], rows)),
-                scoring,
-                output,
-                concurrency=options.concurrency,
-                on_written=accounts.add,
-            )
+            with watch_loop(settings.block_limit_s, on_blocked=ending(_AGAIN)):
+                await reverify(
+                    (_of(spec.name, row) for row in chain([first], rows)),
+                    scoring,
+                    output,
+                    concurrency=options.concurrency,
+                    on_written=accounts.add,
+                )
     finally:
         await asyncio.to_thread(output.close)
     _say(

@@ -41,7 +41,7 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
         checks = checks_of(at.broker, at.runs, consuming)
         port = settings.metrics_port or 0
         async with serving(metrics, checks, host=settings.metrics_host, port=port):
-            with watch_loop():
+            with watch_loop(settings.block_limit_s):
                 if options.kind == "sink":
                     await _sink(options, at, metrics, stop, consuming)
                     return EXIT_OK

@@ -59,7 +59,9 @@ async def evaluate_isolated(
         message = f"cannot isolate reward {reward.name!r}: {e}"
         return Scored(error=Failure(kind="infra", message=message))
     except TimeoutError:
-        return Scored(error=reward_failure(reward.name, f"no reward within {timeout_s:g} s"))
+        # a child whose loop is free says so itself
+        message = f"no reward within {timeout_s:g} s: it blocked its process"
+        return Scored(error=reward_failure(reward.name, message))
     except ChildDied as e:
         return Scored(error=reward_failure(reward.name, str(e)))
     return msgspec.structs.replace(codec.read(Scored, answer), lost=False)
