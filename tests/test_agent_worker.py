@@ -369,8 +369,8 @@ async def test_a_suspect_that_comes_back_from_a_held_queue_does_not_run_beside_o
             await rig.submit(1)
             await rig.wait(1)
             assert not [call for call in rig.calls if call.startswith(suspect.journal_key)]
-        async with rig.agent(lanes=("suspect",), slots=1):
-            assert {r.rollout_id for r in await rig.wait(2)} == {"r/0/0", "r/1/0"}
+            async with rig.agent(lanes=("suspect",), slots=1):  # while the first one lives
+                assert {r.rollout_id for r in await rig.wait(2)} == {"r/0/0", "r/1/0"}
 
 
 async def test_an_undecodable_task_is_dead_lettered_and_the_next_one_runs() -> None:

@@ -225,7 +225,7 @@ class AgentWorker:
                 case Owned(inbox):
                     return await self._hand_to(inbox, task)
                 case Run() if self._is_for_suspects(taken, task):
-                    return await self._hand_to_suspects(task)
+                    return await self._hand_to_suspects(task, taken.epoch)
             try:
                 return await self._run_taken(task, spec, taken, running)
             except Replaced:
@@ -247,9 +247,13 @@ class AgentWorker:
         await publish_patiently(self._broker, _held_copy(task, inbox))
         return Ack()
 
-    async def _hand_to_suspects(self, task: Task) -> Outcome:
-        """It may kill its workers: let it run alone, where only it is at risk."""
+    async def _hand_to_suspects(self, task: Task, epoch: str) -> Outcome:
+        """It may kill its workers: let it run alone, where only it is at risk.
+
+        Released first: else whoever takes it there finds a living owner, and gives it back to us.
+        """
         log.warning("rollout suspected", extra={"rollout": task.journal_key})
+        await self._journal.release(task.journal_key, epoch, self._inbox.worker_id)
         await self._broker.declare([task_queue("suspect", task.environment)])
         moved = msgspec.structs.replace(task, lane="suspect")
         await publish_patiently(
