@@ -155,7 +155,7 @@ def test_models_come_from_the_file_and_the_flags_complete_them(write_toml: Any) 
 
 def test_an_api_key_that_was_named_and_is_not_set_is_an_error_only_where_it_is_used() -> None:
     model = settings({"model": "m", "api_key_env": "NO_SUCH_KEY"}).models["m"]
-    with pytest.raises(UsageError, match="NO_SUCH_KEY, named for the API key of model 'm'"):
+    with pytest.raises(UsageError, match="API key of model 'm': the variable NO_SUCH_KEY is not"):
         model.key()
     assert settings({"model": "m"}).models["m"].key() is None
 

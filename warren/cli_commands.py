@@ -69,7 +69,9 @@ class Command:
 
 _EVERYWHERE: Final = ("log_json", "log_level")
 _PLACE: Final = ("broker", "redis", "topology")
-_ENDPOINT: Final = ("model", "base_url", "api_key_env", "api", "model_path", "engine_args")
+_ENDPOINT: Final = (
+    *("model", "base_url", "api_key_env", "api_key_file", "api", "model_path", "engine_args"),
+)
 _METRICS: Final = ("metrics_port", "metrics_host")
 _RUN: Final = (
     "environment",

@@ -4,6 +4,7 @@
 three can't drift apart. Precedence: flag > environment > warren.toml > default.
 """
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from broker.shared.base import PAUSE_MODES
 
 Parse = Callable[[object], Any]
 """From a flag's text or a TOML value to the setting; ValueError says what is allowed."""
+
+
+class Unspoken(ValueError):
+    """Wrong, and not to be repeated in the error: it may be a secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,8 @@ class Key:
     """Repeatable flag, comma-separated twin, TOML array."""
     switch: bool = False
     """A flag without a value."""
+    secret: bool = False
+    """It holds a password: the twin's `_FILE` may name the file that it stands in."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -60,6 +67,13 @@ def text(value: object) -> str:
 def path(value: object) -> Path:
     """A path, `~` expanded."""
     return Path(text(value)).expanduser()
+
+
+def variable(value: object) -> str:
+    """The name of an environment variable that holds a key; people paste the key itself."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise Unspoken("must be the name of an environment variable, not a key itself")
+    return value
 
 
 def name(value: object) -> str:
@@ -161,6 +175,7 @@ PLACE: Final[tuple[Key, ...]] = (
         parse=url("amqp", "amqps"),
         toml="broker",
         metavar="URL",
+        secret=True,
     ),
     Key(
         name="redis",
@@ -168,6 +183,7 @@ PLACE: Final[tuple[Key, ...]] = (
         parse=url("redis", "rediss", "unix"),
         toml="redis",
         metavar="URL",
+        secret=True,
     ),
     Key(
         name="topology",
@@ -200,8 +216,14 @@ PLACE: Final[tuple[Key, ...]] = (
     Key(
         name="api_key_env",
         help="environment variable that holds --model's API key (default: OPENAI_API_KEY)",
-        parse=text,
+        parse=variable,
         metavar="VAR",
+    ),
+    Key(
+        name="api_key_file",
+        help="file that holds it instead",
+        parse=path,
+        metavar="FILE",
     ),
     Key(
         name="api",

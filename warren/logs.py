@@ -46,8 +46,14 @@ class Masking(logging.Formatter):
     def __init__(self, render: Render, secrets: frozenset[str]) -> None:
         super().__init__()
         self._render = render
+        told = {
+            form
+            for secret in secrets
+            if len(secret) >= 4
+            for form in (secret, json.dumps(secret, ensure_ascii=False)[1:-1])
+        }
         # The longest first: one secret may contain another.
-        self._secrets = sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True)
+        self._secrets = sorted(told, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         trace = self.formatException(record.exc_info) if record.exc_info else ""

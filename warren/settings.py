@@ -12,20 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from broker.errors import UsageError
 from broker.masking import Secret, Url, mask_url
+from warren import secret_files
 from warren.keys import (
     KEYS,
     PREFETCH,
     Key,
+    Unspoken,
     boolean,
     integer,
     number,
     one_of,
+    path,
     shell_words,
     text,
     url,
+    variable,
 )
 from workers.model_gateway.config import Api, Azure, Price
 
@@ -49,8 +54,11 @@ class ModelSettings:
     lora: bool = False
     """New weights are a LoRA adapter named `served_name`."""
     api_key_env: str | None = None
-    """The variable that was named for the key; None: OPENAI_API_KEY, if it is set."""
+    """The variable that was named for the key; without it and a file OPENAI_API_KEY, if set."""
+    api_key_file: Path | None = None
     api_key: Secret | None = None
+    no_key: str = ""
+    """Why there is none, where one was named."""
     served_name: str | None = None
     """What the provider calls it; None: the same."""
     max_concurrency: int = 256
@@ -64,12 +72,9 @@ class ModelSettings:
     price: Price = field(default_factory=Price)
 
     def key(self) -> Secret | None:
-        """The API key; UsageError where the variable that was named for it is not set."""
-        if self.api_key is None and self.api_key_env is not None:
-            raise UsageError(
-                f"the environment variable {self.api_key_env}, named for the API key of model"
-                f" {self.name!r}, is not set"
-            )
+        """The API key; UsageError where one was named and is not there."""
+        if self.no_key:
+            raise UsageError(self.no_key)
         return self.api_key
 
 
@@ -109,8 +114,9 @@ class Settings:
         """Every secret text in here, for logs to mask."""
         held = ((m.api_key, m.azure and m.azure.ad_token) for m in self.models.values())
         keys = (key.reveal() for pair in held for key in pair if key)
-        passwords = (u.password for u in (self.broker, self.redis) if u)
-        return frozenset(s for s in (*keys, *passwords) if s)
+        urls = [u for m in self.models.values() for u in m.base_urls]
+        passwords = [u.password or "" for u in (self.broker, self.redis, *urls) if u]
+        return frozenset(s for s in (*keys, *passwords, *map(unquote, passwords)) if s)
 
 
 class Values:
@@ -133,6 +139,8 @@ class Values:
     def _candidates(self, key: Key) -> Iterable[tuple[str, Any]]:
         if not key.hidden and key.name in self._flags:
             yield key.options[-1], self._flags[key.name]
+        if key.secret and (held := secret_files.mounted(self._environ, key.twin)):
+            yield f"{key.twin}_FILE", held
         if twin := self._environ.get(key.twin):
             yield key.twin, twin.split(",") if key.many else twin
         if key.toml is not None and key.toml in self._file.values:
@@ -140,14 +148,25 @@ class Values:
 
 
 def _parse(key: Key, where: str, raw: Any) -> Any:
+    if isinstance(raw, Secret):  # of a file
+        return _parse_unseen(key, where, raw)
     try:
         if not key.many:
             return key.parse(raw)
         if not isinstance(raw, Sequence) or isinstance(raw, str):
             raise ValueError("must be a list")
         return tuple(key.parse(one) for one in raw)
+    except Unspoken as e:
+        raise UsageError(f"{where} {e}") from None
     except ValueError as e:
         raise UsageError(f"{where}: {mask_url(repr(raw))} {e}") from None
+
+
+def _parse_unseen(key: Key, where: str, held: Secret) -> Any:
+    try:
+        return key.parse(held.reveal())
+    except ValueError as e:
+        raise UsageError(f"{where}: what the file holds {e}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +268,8 @@ def _settings(values: Values, file: ConfigFile, environ: Mapping[str, str]) -> S
 _MODEL_KEYS: Final = {
     "base_urls": url("http", "https"),
     "api": one_of("auto", "chat", "responses", "vllm"),
-    "api_key_env": text,
+    "api_key_env": variable,
+    "api_key_file": path,
     "path": text,
     "lora": boolean,
     "engine_args": shell_words,
@@ -260,11 +280,13 @@ _MODEL_KEYS: Final = {
     "tokens_per_minute": number(0, above=True),
     "azure.api_version": text,
     "azure.deployment": text,
-    "azure.ad_token_env": text,
+    "azure.ad_token_env": variable,
+    "azure.ad_token_file": path,
     "price.prompt": number(0),
     "price.generated": number(0),
     "price.cached": number(0),
 }
+_NOT_HERE: Final = {"api_key", "azure.api_key", "azure.ad_token"}
 
 
 def _models(
@@ -300,12 +322,17 @@ def _model_of_file(
 ) -> ModelSettings:
     where = f'{file.path}: [models."{name}"]'
     given = dict(_flatten(table, ""))
+    for secret in _NOT_HERE & given.keys():
+        raise UsageError(
+            f"{where}: {secret} must not stand here: use {secret}_env or {secret}_file"
+        )
     _refuse_unknown(where, given, list(_MODEL_KEYS))
     parsed: dict[str, dict[str, Any]] = {"": {}, "azure": {}, "price": {}}
     for key, raw in given.items():
         one = Key(name=key, help="", parse=_MODEL_KEYS[key], many=key == "base_urls")
         group, _, field_ = key.rpartition(".")
         parsed[group][field_] = _parse(one, f"{where} {key}", raw)
+    _refuse_two(where, parsed[""].get("api_key_env"), parsed[""].get("api_key_file"), "api_key")
     return ModelSettings(
         name=name,
         **parsed[""],
@@ -314,36 +341,66 @@ def _model_of_file(
     )
 
 
-def _azure(where: str, given: Mapping[str, str], environ: Mapping[str, str]) -> Azure | None:
+def _azure(where: str, given: Mapping[str, Any], environ: Mapping[str, str]) -> Azure | None:
     if not given:
         return None
     if "api_version" not in given:
         raise UsageError(f"{where} azure.api_version is missing, like 2024-10-21")
-    variable = given.get("ad_token_env")
-    token = environ.get(variable) if variable else None
-    if variable and not token:
-        raise UsageError(f"{where} azure.ad_token_env: the variable {variable} is not set")
     return Azure(
         api_version=given["api_version"],
         deployment=given.get("deployment"),
-        ad_token=Secret(token) if token else None,
+        ad_token=_ad_token(where, given, environ),
     )
+
+
+def _ad_token(where: str, given: Mapping[str, Any], environ: Mapping[str, str]) -> Secret | None:
+    named, file = given.get("ad_token_env"), given.get("ad_token_file")
+    _refuse_two(where, named, file, "azure.ad_token")
+    if file is not None:
+        return secret_files.read(file, f"{where} azure.ad_token_file")
+    token = secret_files.find(environ, named) if named is not None else None
+    if named is not None and token is None:
+        raise UsageError(f"{where} azure.ad_token_env: {_variable(named)} is not set")
+    return token
+
+
+def _refuse_two(where: str, env: object, file: object, what: str) -> None:
+    if env is not None and file is not None:
+        raise UsageError(f"{where}: {what}_env and {what}_file: leave one of them")
+
+
+def _variable(name: str) -> str:
+    """How an error speaks of it. A name in small letters may be a key in the wrong place."""
+    return f"the variable {name}" if name.isupper() else "the variable named there"
 
 
 def _with_flags(model: ModelSettings, values: Values) -> ModelSettings:
     given = {
         "base_urls": values.get("base_url"),
         "api": values.get("api"),
-        "api_key_env": values.get("api_key_env"),
         "path": values.get("model_path"),
         "engine_args": values.get("engine_args"),
     }
-    return replace(model, **{k: v for k, v in given.items() if v is not None})
+    known = replace(model, **{k: v for k, v in given.items() if v is not None})
+    named, file = values.get("api_key_env"), values.get("api_key_file")
+    _refuse_two(f"--model {model.name}", named, file, "api_key")
+    if named is None and file is None:
+        return known
+    return replace(known, api_key_env=named, api_key_file=file)
 
 
 def _with_key(model: ModelSettings, environ: Mapping[str, str]) -> ModelSettings:
-    key = environ.get(model.api_key_env or DEFAULT_API_KEY_ENV)
-    return replace(model, api_key=Secret(key) if key else None)
+    """The model with its key, or with why there is none: only who uses it has to know."""
+    who = f"the API key of model {model.name!r}"
+    named, file = model.api_key_env, model.api_key_file
+    try:
+        if file is not None:
+            return replace(model, api_key=secret_files.read(file, who))
+        key = secret_files.find(environ, named or DEFAULT_API_KEY_ENV)
+    except UsageError as e:
+        return replace(model, no_key=str(e))
+    why = f"{who}: {_variable(named)} is not set" if named is not None and key is None else ""
+    return replace(model, api_key=key, no_key=why)
 
 
 def debugging() -> bool:
@@ -363,4 +420,6 @@ def child_environment(settings: Settings) -> dict[str, str]:
     URLs hold passwords, so they travel here and not on a command line that everybody can read.
     """
     urls = {"WARREN_BROKER": settings.broker, "WARREN_REDIS": settings.redis}
-    return {**os.environ, **{name: url.reveal() for name, url in urls.items() if url}}
+    given = {name: url.reveal() for name, url in urls.items() if url}
+    files = {f"{name}_FILE" for name in given}  # what they hold is in `given`
+    return {**{k: v for k, v in os.environ.items() if k not in files}, **given}

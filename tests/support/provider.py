@@ -202,6 +202,15 @@ def error(status: int, message: str, code: str = "", **headers: str) -> Behaviou
     return raw(status, json.dumps(body).encode(), named)
 
 
+def repeats_headers(status: int) -> Behaviour:
+    """An error whose words are the request's own headers; with status 200 it is in the body."""
+
+    async def behave(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await error(status, f"refused: {json.dumps(dict(seen.headers))}")(seen, writer)
+
+    return behave
+
+
 async def hangs(_: Seen, __: asyncio.StreamWriter) -> None:
     """Never answer."""
     await asyncio.sleep(3600)

@@ -1,8 +1,9 @@
 """What a model is and where it is served, as plain values from the wiring."""
 
+import base64
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from broker.masking import Secret
 
@@ -69,6 +70,24 @@ class ModelConfig:
         if self.path is not None:
             return (INSIDE_URL,)
         return self.base_urls or (OPENAI_URL,)
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """All that it proves itself with, in each form in which a server can repeat it."""
+        held = [self.api_key, self.azure.ad_token if self.azure else None]
+        for url in self.base_urls:
+            if (password := urlsplit(url).password) is not None:
+                held += [Secret(password), Secret(unquote(password)), basic_auth(url)]
+        return tuple(secret for secret in held if secret is not None)
+
+
+def basic_auth(url: str) -> Secret | None:
+    """What `Authorization: Basic` says for a URL with a user in it; else None."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return None
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return Secret(base64.b64encode(user.encode()).decode())
 
 
 def chosen_api(api: Api, base_url: str) -> Api:

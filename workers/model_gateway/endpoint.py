@@ -5,10 +5,11 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from broker.masking import Secret
 from broker.messages import ModelResult
 from workers.model_gateway.backend import (
     Backend,
@@ -19,6 +20,7 @@ from workers.model_gateway.backend import (
 )
 from workers.model_gateway.congestion import Congestion, EngineLoad
 from workers.model_gateway.health import Health
+from workers.model_gateway.masking import masked
 from workers.model_gateway.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,11 @@ class EndpointStatus:
 class Endpoint:
     """One base URL of one model."""
 
-    def __init__(self, url: str, backend: Probed, limit: int) -> None:
+    def __init__(
+        self, url: str, backend: Probed, limit: int, secrets: Sequence[Secret] = ()
+    ) -> None:
         self.url = url
+        self._secrets = secrets
         self.backend = backend
         self.slots = Slots(limit)
         self.health = Health()
@@ -124,24 +129,26 @@ class Endpoint:
         self.requests += 1
         try:
             result = await self.backend.generate(request)
-        except StaleWeights as e:
-            self.stale = str(e)
-            log.warning("endpoint has old weights", extra={"endpoint": self.url, "why": self.stale})
-            self._succeeded(changed)
-            raise
-        except Retryable as e:
-            if e.throttled:
-                self.congestion.answered(throttled=True)
-            elif not e.healthy and self.health.failed(str(e)):
-                log.warning("endpoint is down", extra={"endpoint": self.url, "why": str(e)})
-                self._went_down.set()
-                changed()
-            raise
-        except BackendError:  # an answer, if not the one we wanted
-            self._succeeded(changed)
+        except BackendError as e:
+            # wherever in it a server said its words: rows, logs and metrics repeat them
+            e.args = (masked(str(e), self._secrets),)
+            self._failed(e, changed)
             raise
         self._succeeded(changed)
         return result
+
+    def _failed(self, e: BackendError, changed: Callable[[], None]) -> None:
+        if isinstance(e, StaleWeights):
+            self.stale = str(e)
+            log.warning("endpoint has old weights", extra={"endpoint": self.url, "why": self.stale})
+        if isinstance(e, StaleWeights) or not isinstance(e, Retryable):
+            self._succeeded(changed)  # an answer, if not the one we wanted
+        elif e.throttled:
+            self.congestion.answered(throttled=True)
+        elif not e.healthy and self.health.failed(str(e)):
+            log.warning("endpoint is down", extra={"endpoint": self.url, "why": str(e)})
+            self._went_down.set()
+            changed()
 
     def _succeeded(self, changed: Callable[[], None]) -> None:
         if self.health.succeeded():

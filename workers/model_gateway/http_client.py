@@ -5,7 +5,6 @@ here. Time out around requests; a request that is cancelled takes its connection
 """
 
 import asyncio
-import base64
 import collections
 import contextlib
 import functools
@@ -13,12 +12,13 @@ import socket
 import ssl
 import time
 from typing import Final, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 
 from broker.errors import UsageError
 from broker.masking import Secret, mask_url
+from workers.model_gateway.config import basic_auth
 from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S
 from workers.model_gateway.http_connection import Answer, Broken, Connection, Unheard
 
@@ -180,9 +180,8 @@ def _fixed_head(url: str, key: Secret | None) -> bytes:
     }
     if key is not None:
         headers["authorization"] = f"Bearer {key.reveal()}"
-    elif parts.username is not None:
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    elif (user := basic_auth(url)) is not None:
+        headers["authorization"] = f"Basic {user.reveal()}"
     for name, value in headers.items():
         if not value.isascii() or not value.isprintable():
             what = "API key" if name == "authorization" else name

@@ -148,8 +148,7 @@ class OpenAIBackend:
             return await joined(response.iter_bytes())
 
     def _masked(self, text: str) -> str:
-        azure = self._config.azure
-        return masked(text, (self._config.api_key, azure.ad_token if azure else None))
+        return masked(text, self._config.secrets)
 
 
 _CONVERSATION: Final = {"/responses": "input", "/chat/completions": "messages"}

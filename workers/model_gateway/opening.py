@@ -100,7 +100,9 @@ def _warn_of_few_files(models: Iterable[ModelConfig], prefetch: int) -> None:
 def endpoints(config: ModelConfig, inside: Asks | None = None) -> list[Endpoint]:
     """The replicas of one model, or the engine `inside` this process. Nothing is sent yet."""
     return [
-        Endpoint(mask_url(url), _backend(config, url, inside), config.max_concurrency)
+        Endpoint(
+            mask_url(url), _backend(config, url, inside), config.max_concurrency, config.secrets
+        )
         for url in config.urls
     ]
 

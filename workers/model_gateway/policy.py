@@ -167,4 +167,4 @@ class _Engine:
         needs = "VLLM_ALLOW_RUNTIME_LORA_UPDATING" if lora else "VLLM_SERVER_DEV_MODE"
         hint = f" (is {needs}=1 set in the server's environment?)" if "HTTP 404" in why else ""
         where = mask_url(self._root + path)
-        return PolicyUpdateFailed(masked(f"{where}: {why}{hint}", (self._config.api_key,)))
+        return PolicyUpdateFailed(masked(f"{where}: {why}{hint}", self._config.secrets))

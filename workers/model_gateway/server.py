@@ -26,7 +26,7 @@ class ModelServer:
 
     def __init__(self, config: ModelConfig, base_url: str, inside: Asks | None = None) -> None:
         """`inside`: the server is in this process."""
-        self._key = config.api_key
+        self._secrets = config.secrets
         self._http = inside or HttpClient(base_url, config.api_key)
         self.base = urlsplit(base_url).path.rstrip("/")
         self.root = self.base.removesuffix("/v1")
@@ -61,8 +61,8 @@ class ModelServer:
         await self._http.close()
 
     def masked(self, text: str) -> str:
-        """Without our key, and whatever else looks like one."""
-        return masked(text, (self._key,))
+        """Without our secrets, and whatever else looks like one."""
+        return masked(text, self._secrets)
 
     def _checked(self, answer: Answer) -> bytes:
         if answer.status == 200:
