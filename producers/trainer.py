@@ -109,6 +109,7 @@ class TrainerClient:
         window: int = 256,
         sampling: Sampling | None = None,
         limits: Limits | None = None,
+        judge_model: str | None = None,
         files: bool = False,
         renew_after_s: float = RENEW_AFTER_S,
         shared: Shared | None = None,
@@ -116,7 +117,8 @@ class TrainerClient:
         """Begin the run, or go on with it: what was not acked comes again.
 
         `window` must hold at least one group. `files`: standing sinks write the rows too; then
-        they, not `ack`, say what is durable. The broker and the stores stay the caller's.
+        they, not `ack`, say what is durable. `judge_model` judges what is submitted from now on, in
+        the place of the environment's. The broker and the stores stay the caller's.
         `shared`, for `update_policy`, is what the model's gateways share.
 
         Raises: RunConflict where the run is another's, JournalUnavailable, BrokerError.
@@ -141,6 +143,7 @@ class TrainerClient:
                 row=b"",
                 sampling=sampling or Sampling(),
                 limits=limits or Limits(),
+                judge_model=judge_model,
                 audiences=(name, "sink") if files else (name,),
             ),
             info=info,

@@ -32,7 +32,7 @@ from warren.blocking import ending
 from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
-from warren.models import asked, check_priced, served
+from warren.models import asked, check_priced, model_of, served
 from warren.options import CollectOptions
 from warren.preparing import Collection, prepared
 from warren.progress import showing
@@ -180,7 +180,8 @@ def _publisher(at: Connections, collection: Collection, accounts: Accounts) -> P
 
 def run_queues(task: Task) -> list[QueueSpec]:
     """All queues that a run's messages need, so that none of them is ever unroutable."""
-    calls = [model_queue(lane, task.model) for lane in LANES]
+    models = {task.model, model_of(task.judge_model or task.model, task.environment)}
+    calls = [model_queue(lane, model) for model in models for lane in LANES]
     waits = [*ladder_queues("model"), *ladder_queues("tool")]
     own = queues_for(task.environment, task.run, task.audiences)
     return [*own, *calls, tool_queue(task.environment), *waits]

@@ -13,8 +13,16 @@ from broker.errors import BrokerError
 from broker.metrics import EndpointFigures, Metrics
 from broker.names import new_worker_id
 from broker.serve import Source
-from broker.topology import LANES, Lane, ladder_queues, session_queue
+from broker.topology import (
+    LANES,
+    Lane,
+    QueueSpec,
+    ladder_queues,
+    model_queue,
+    session_queue,
+)
 from warren.connections import Connections
+from warren.models import model_of
 from warren.sandbox import is_unsafe
 from workers.model_gateway.config import ModelConfig
 from workers.owner import Inbox
@@ -84,12 +92,19 @@ async def open_verifier(at: Connections, plan: Plan) -> AsyncGenerator[list[Sour
         unhealthy=plan.unhealthy,
         child=_child(),
     )
-    await at.broker.declare(ladder_queues("verify"))
+    await at.broker.declare([*ladder_queues("verify"), *_judge_queues(plan)])
     try:
         async with inbox.open():
             yield worker.sources()
     finally:
         await worker.close()
+
+
+def _judge_queues(plan: Plan) -> list[QueueSpec]:
+    """So that a judge whose gateway comes later is waited for."""
+    specs = plan.environments.values()
+    judges = {model_of(spec.judge_model, spec.name) for spec in specs if spec.judge_model}
+    return [model_queue(lane, judge) for judge in sorted(judges) for lane in LANES]
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ class TrainerClient(trainer.TrainerClient):
         window: int = 256,
         sampling: Sampling | None = None,
         limits: Limits | None = None,
+        judge_model: str | None = None,
         files: bool = False,
     ) -> AsyncGenerator[Self, None]:
         """Connect and begin the run, or go on with it: what was not acked comes again.
@@ -52,6 +53,8 @@ class TrainerClient(trainer.TrainerClient):
             broker: AMQP URL; None: WARREN_BROKER or warren.toml. `redis` likewise.
             repeats: rollouts per task: the size of a group.
             window: at most so many rollouts are submitted or in hand, and not acked.
+            judge_model: judges in the place of the environment's judge_model; a gateway must serve
+                it too. `scripted` is the environment's own policy.
             files: standing sink workers write the rows too.
 
         Raises: UsageError, Unreachable, RunConflict.
@@ -64,7 +67,8 @@ class TrainerClient(trainer.TrainerClient):
             if not is_name(what):
                 raise UsageError(f"{what!r}: only a-z, 0-9, _ and -, at most 64 characters")
         served = model_of(model, environment)
-        calls = [model_queue(lane, served) for lane in LANES]
+        judge = model_of(judge_model or model, environment)
+        calls = [model_queue(lane, name) for name in {served, judge} for lane in LANES]
         waits = [*ladder_queues("model"), *ladder_queues("tool")]
         async with connect(settings) as at:
             await at.broker.declare([*calls, tool_queue(environment), *waits])
@@ -80,6 +84,7 @@ class TrainerClient(trainer.TrainerClient):
                 window=window,
                 sampling=sampling,
                 limits=limits,
+                judge_model=judge_model,
                 files=files,
                 shared=at.shared,
             ) as client:
