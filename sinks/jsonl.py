@@ -1,12 +1,14 @@
 """One JSONL file (and, when asked, one for failed rows): appended by batches, never torn.
 
 Opening takes the file's lock, repairs a torn last line (its row was never acknowledged), makes
-what is there durable and reads the rollouts' ids, streaming. A malformed line elsewhere is
+what is there durable and reads the rollouts' ids, streaming. A second row of a rollout, which only
+another hand can have written, is taken out: the first one counts. A malformed line elsewhere is
 refused with its number: somebody's data, not ours to skip.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.crashpoints import crash_at
@@ -16,6 +18,8 @@ from sinks.files import AppendFile, Disk, lock
 from sinks.ids import Ids, Ledger
 from sinks.rows import Row
 from sinks.totals import BadRow, RowSummary, summary_of_json
+
+log = logging.getLogger(__name__)
 
 
 class JsonlFile:
@@ -41,7 +45,8 @@ class JsonlFile:
             for name in (path, failures):
                 if name is not None:
                     self._files.append(AppendFile(name, disk))
-                    self._read(self._files[-1])
+                    if doubled := self._read(self._files[-1]):
+                        self._take_out(doubled, name, disk)
         except BaseException:
             self.close()
             raise
@@ -86,11 +91,23 @@ class JsonlFile:
             if self._ledger.record(row.summary):
                 written.append(row.summary)
 
-    def _read(self, file: AppendFile) -> None:
+    def _take_out(self, doubled: set[int], path: Path, disk: Disk) -> None:
+        """Lines of the newest file, which stays locked until the one in its place is."""
+        log.warning("rows stood there twice", extra={"path": str(path), "rows": len(doubled)})
+        _rewrite(path, lambda number, _: number not in doubled)
+        old = self._files.pop()
+        try:
+            self._files.append(AppendFile(path, disk))
+        finally:
+            old.close()
+
+    def _read(self, file: AppendFile) -> set[int]:
+        """The numbers of lines in the main file whose rollouts have a row before them."""
         torn = file.tail()
         if torn:
             self._repair(file, torn)
         file.settle()
+        doubled: set[int] = set()
         for number, line in file.lines():
             try:
                 row = summary_of_json(line)
@@ -104,7 +121,10 @@ class JsonlFile:
                     f"{file.path}:{number}: belongs to run {row.run!r}, not {self._run!r}; "
                     "choose another output"
                 )
-            self._ledger.record(row, final=file is self._files[0])
+            final = file is self._files[0]
+            if not self._ledger.record(row, final=final) and final:
+                doubled.add(number)
+        return doubled
 
     @staticmethod
     def _repair(file: AppendFile, torn: bytes) -> None:
@@ -123,21 +143,26 @@ def remove_failed(path: Path) -> int:
     Raises OutputRefused.
     """
     fd = lock(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    removed = 0
     try:
-        with path.open("rb") as old, temporary.open("wb") as new:
-            for line in old:
-                if _is_failed(line):
-                    removed += 1
-                else:
-                    new.write(line)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, path)
-        Disk().fsync_directory(path.parent)
+        return _rewrite(path, lambda _, line: not _is_failed(line))
     finally:
         os.close(fd)
+
+
+def _rewrite(path: Path, keep: Callable[[int, bytes], bool]) -> int:
+    """Replace a locked file by its lines that are to stay; how many did not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    removed = 0
+    with path.open("rb") as old, temporary.open("wb") as new:
+        for number, line in enumerate(old, 1):
+            if keep(number, line):
+                new.write(line)
+            else:
+                removed += 1
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(temporary, path)
+    Disk().fsync_directory(path.parent)
     return removed
 
 

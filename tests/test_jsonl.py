@@ -70,6 +70,24 @@ def test_a_last_row_that_only_lost_its_newline_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == rows(1)[0].data + b"\n"
 
 
+def test_a_row_that_another_hand_has_doubled_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    output = JsonlFile(path)
+    output.commit(rows(1, 2, 3))
+    totals = output.totals
+    output.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[1], *lines, lines[0], b"{"]))
+    again = JsonlFile(path)
+    assert again.totals == totals
+    with pytest.raises(OutputRefused):
+        JsonlFile(path)  # the file in its place is locked too
+    again.commit(rows(1, 4))
+    again.close()
+    assert ids_in(path) == [2, 1, 3, 4]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
 def test_a_torn_line_longer_than_a_block_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(rows(1)[0].data + b"\n" + b'{"a": "' + b"x" * 300_000)

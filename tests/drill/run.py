@@ -42,7 +42,7 @@ def main() -> int:
             warren.start(*KINDS[:-1], *KINDS[:-1], prefetch=options.in_flight)
             print(HEAD, flush=True)
             for strike in SCENARIOS:
-                if options.only in strike.__name__:
+                if any(word in strike.__name__ for word in options.only.split(",")):
                     outcome = drill(
                         warren,
                         strike,
@@ -66,7 +66,7 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--latency", type=float, default=1.0, help="of the model, in seconds")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
+    parser.add_argument("--only", default="", help="words of scenarios, comma")
     return parser.parse_args(words)
 
 
