@@ -13,6 +13,7 @@ from workers.model_gateway.conversion import (
     OPEN_SERVER,
     OPENAI,
     ChatMessage,
+    Dialect,
     Unconvertible,
     as_items,
     assistant_items,
@@ -31,9 +32,12 @@ images = st.builds(
 )
 text_parts = st.builds(lambda text: {"type": "input_text", "text": text}, texts)
 files = st.builds(lambda id_: {"type": "input_file", "file_id": id_}, some_text)
+audio = st.builds(
+    lambda data: {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}, some_text
+)
 contents = st.one_of(
     texts,
-    st.lists(st.one_of(text_parts, images, files), min_size=2, max_size=4),
+    st.lists(st.one_of(text_parts, images, files, audio), min_size=2, max_size=4),
     images.map(lambda image: [image]),
 )
 others = st.builds(
@@ -53,6 +57,12 @@ def said(text: str) -> Item:
     return {"type": "message", "role": "assistant", "content": [part]}
 
 
+def refused(text: str, refusal: str) -> Item:
+    whole = said(text)
+    parts = whole["content"] if text else []
+    return whole | {"content": [*parts, {"type": "refusal", "refusal": refusal}]}
+
+
 def thought(text: str) -> Item:
     part = {"type": "reasoning_text", "text": text}
     return {"type": "reasoning", "summary": [], "content": [part]}
@@ -67,7 +77,7 @@ def assistant_turns(draw: st.DrawFn) -> list[Item]:
     items = [thought(draw(some_text))] if draw(st.booleans()) else []
     calls = draw(st.lists(st.builds(called, some_text, some_text, texts), max_size=3))
     if draw(st.booleans()) or not (items or calls):
-        items.append(said(draw(some_text)))
+        items.append(draw(st.builds(said, some_text) | st.builds(refused, texts, some_text)))
     return items + calls
 
 
@@ -92,8 +102,8 @@ def test_messages_come_back_from_items_as_they_went(items: list[Item]) -> None:
 
 
 @given(conversations(), st.sampled_from([OPEN_SERVER, OPENAI, LOSSLESS]))
-def test_content_is_never_null(items: list[Item], dialect: object) -> None:
-    assert all(m["content"] is not None for m in messages_of(items, OPEN_SERVER))
+def test_content_is_never_null(items: list[Item], dialect: Dialect) -> None:
+    assert all(m["content"] is not None for m in messages_of(items, dialect))
 
 
 @given(conversations())

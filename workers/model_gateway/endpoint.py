@@ -134,7 +134,7 @@ class Endpoint:
             e.args = (masked(str(e), self._secrets),)
             self._failed(e, changed)
             raise
-        self._succeeded(changed)
+        self._succeeded(changed, result.seconds, result.usage.generated_tokens)
         return result
 
     def _failed(self, e: BackendError, changed: Callable[[], None]) -> None:
@@ -150,13 +150,15 @@ class Endpoint:
             self._went_down.set()
             changed()
 
-    def _succeeded(self, changed: Callable[[], None]) -> None:
+    def _succeeded(
+        self, changed: Callable[[], None], seconds: float = 0.0, tokens: int = 0
+    ) -> None:
         if self.health.succeeded():
             log.info("endpoint is back", extra={"endpoint": self.url})
             self._went_down.clear()
             self.congestion.restart()
             changed()
-        self.congestion.answered(throttled=False)
+        self.congestion.answered(throttled=False, seconds=seconds, tokens=tokens)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """While it is down, probe it and let single calls try. Runs until cancelled."""
@@ -172,12 +174,13 @@ class Endpoint:
                 changed()
 
     async def follow_load(self) -> None:
-        """Let the engine's own figures move the limit, while it gives any."""
+        """Let the engine's own figures move the limit; where it gives none, its answers' times."""
         while True:
             started = time.monotonic()
             if not self.health.down:
                 load = await self.backend.load()
                 if load is None:
+                    self.congestion.follow_latency()
                     return
                 self.congestion.engine_says(load)
             await asyncio.sleep(max(LOAD_EVERY_S - (time.monotonic() - started), 0.1))
