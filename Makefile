@@ -3,7 +3,7 @@
 #   make check    ruff, formatting, mypy, layers
 #   make test     all tests, over private RabbitMQ and Redis servers too, one case per fault
 #   make test-faults            the full fault matrix, thousands of random schedules
-#   make test-vllm              the gateway against a real vLLM on this CPU (3.4 GiB, minutes)
+#   make test-vllm             the gateway with a real vLLM on this CPU, as server and inside (4 GiB)
 #   make drill                  what breaks others, on 2,000 rollouts each; a table
 #   make soak MINUTES=10        random faults under load, an audit, memory slopes
 #   make bench                  CPU, memory and latency per rollout (benchmarks/README.md)

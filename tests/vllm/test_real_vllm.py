@@ -182,10 +182,12 @@ async def test_new_weights_under_load_lose_nothing_and_are_named(
 async def test_weights_that_are_not_there_fail_the_update_and_the_old_ones_go_on(
     served: Any,
 ) -> None:
-    with pytest.raises(PolicyUpdateFailed, match="version 14"):
-        await update_policy(
-            served.caller.broker, served.shared, "m", 14, str(served.weights / "nothing")
-        )
-    result = await served.caller.ask(asked("still"), options=GREEDY, deadline_s=300)
-    assert result.versions is not None
-    assert result.versions.max == 13
+    caller, shared, folder = served.caller, served.shared, served.weights / "1"
+    await update_policy(caller.broker, shared, "m", 14, str(folder))
+    with pytest.raises(PolicyUpdateFailed, match="version 15"):
+        await update_policy(caller.broker, shared, "m", 15, str(served.weights / "nothing"))
+    result = await caller.ask(asked("still"), options=GREEDY, deadline_s=300)
+    assert (result.versions.min, result.versions.max) == (14, 14)
+    prompt, generated, logprobs = ids(result)
+    (wanted,) = await asyncio.to_thread(forward, folder, [(prompt, generated)])
+    assert logprobs == pytest.approx(wanted, abs=1e-4)
