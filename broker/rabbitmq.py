@@ -29,7 +29,7 @@ from broker.base import OnDelivery, Outgoing, QueueDepth
 from broker.codec import MAX_BODY_BYTES
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable
 from broker.masking import mask_url
-from broker.topology import QueueSpec
+from broker.topology import QueueSpec, is_own
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,20 @@ LAST_RETRY_S: Final = 2.0
 
 T = TypeVar("T")
 
+_EXTERNAL: Final = (
+    "; topology = external leaves declaring to others: run the same once with topology = declare, "
+    "as a user who may"
+)
+
 
 class RabbitBroker:
     """A process's connections to RabbitMQ (base.Broker). Make one with `connect`."""
 
-    def __init__(self, urls: Sequence[URL], patience_s: float, heartbeat_s: int) -> None:
+    def __init__(
+        self, urls: Sequence[URL], patience_s: float, heartbeat_s: int, declares: bool
+    ) -> None:
         self.reconnects = 0
+        self._declares = declares
         self._urls = urls
         self._patience_s = patience_s
         self._heartbeat_s = heartbeat_s
@@ -62,7 +70,7 @@ class RabbitBroker:
 
     @classmethod
     async def connect(
-        cls, url: str, *, patience_s: float = 30.0, heartbeat_s: int = 15
+        cls, url: str, *, patience_s: float = 30.0, heartbeat_s: int = 15, declares: bool = True
     ) -> "RabbitBroker":
         """Connect to the first host that answers of `amqp://user:password@host:port/vhost`.
 
@@ -70,11 +78,12 @@ class RabbitBroker:
         `?cafile=...&certfile=...&keyfile=...` name PEM files.
 
         `patience_s`: how long a publish waits for its confirmation. `heartbeat_s`: a peer silent
-        for twice as long is given up.
+        for twice as long is given up. `declares`: whether queues that processes share are declared,
+        or have to be there (a user without the right to configure them).
 
         Raises: Unreachable.
         """
-        broker = cls(parse_urls(url), patience_s, heartbeat_s)
+        broker = cls(parse_urls(url), patience_s, heartbeat_s, declares)
         try:
             broker._consuming = await broker._open("consume")
             broker._publishing = await broker._open("publish")
@@ -102,11 +111,14 @@ class RabbitBroker:
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         self._check_open()
-        requests = _declarations(queues)
+        requests = _declarations(queues, self._declares)
         try:
             await self._ask(*requests)
         except ChannelDied as e:
-            raise BrokerError(f"cannot declare {', '.join(q.name for q in queues)}: {e}") from e
+            hint = "" if self._declares else _EXTERNAL
+            raise BrokerError(
+                f"cannot declare {', '.join(q.name for q in queues)}: {e}{hint}"
+            ) from e
         self._declared.update({queue.name: queue for queue in queues})
 
     async def publish(self, message: Outgoing) -> None:
@@ -253,7 +265,7 @@ class RabbitBroker:
 
     async def _declare_again(self, link: Link, queues: Iterable[QueueSpec]) -> None:
         try:
-            await _ask_on(link, _declarations(queues))
+            await _ask_on(link, _declarations(queues, self._declares))
         except ChannelDied as e:
             if not e.code:
                 raise
@@ -341,13 +353,22 @@ async def _ask_on(link: Link, requests: Sequence[base.Frame]) -> Sequence[Any]:
         channel.close()
 
 
-def _declarations(queues: Iterable[QueueSpec]) -> list[base.Frame]:
-    """Everything that these queues need, exchanges first."""
+def _declarations(queues: Iterable[QueueSpec], declares: bool) -> list[base.Frame]:
+    """Everything that these queues need, exchanges first; of others' queues only that they exist.
+
+    The exchanges of our own must exist too then: binding to one that does not is refused.
+    """
+    requests: list[base.Frame] = []
+    if not declares:
+        others = [q.name for q in queues if not is_own(q)]
+        requests += [commands.Queue.Declare(queue=name, passive=True) for name in others]
+        queues = [q for q in queues if is_own(q)]
     queues = list(queues)
     exchanges = {e for q in queues for e in (*q.needs, *(b.exchange for b in q.bindings))}
-    requests: list[base.Frame] = [
+    requests += [
         commands.Exchange.Declare(exchange=e.name, exchange_type=e.type, durable=True)
         for e in sorted(exchanges, key=lambda e: e.name)
+        if declares
     ]
     for queue in queues:
         arguments: dict[str, Any] = dict(queue.arguments)

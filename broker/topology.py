@@ -99,9 +99,17 @@ STAGES: Final[Mapping[Stage, ExchangeSpec]] = {
 }
 
 
+_OWN: Final = frozenset({"held", "session", "inbox", "result", "control"})
+
+
 def queue_name(*words: str) -> str:
     """`warren.q.v1.task.normal.calculator`; words must be free of dots."""
     return ".".join(("warren.q", VERSION, *words))
+
+
+def is_own(queue: QueueSpec) -> bool:
+    """Whether a process makes it for itself or its run, so that nobody can have declared it."""
+    return queue.name.split(".")[3] in _OWN
 
 
 def ladder_exchange(stage: Stage, delay: str) -> ExchangeSpec:

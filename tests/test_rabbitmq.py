@@ -303,3 +303,30 @@ def _returns(condition: Any) -> Any:
         return bool(condition())
 
     return ask
+
+
+async def test_a_user_who_may_configure_only_his_own_queues_uses_what_others_declared(
+    killable_rabbitmq: RabbitProcess | Container, fresh_names: Names
+) -> None:
+    ctl, user = killable_rabbitmq.ctl, fresh_names.new("limited")
+    await asyncio.to_thread(ctl, "add_user", user, "pw")
+    rights = (r"^warren\.q\.v1\.inbox\.", ".*", ".*")
+    await asyncio.to_thread(ctl, "set_permissions", user, *rights)
+    queue, mine = topology.verify_queue(fresh_names.environment), topology.inbox(user)
+    operator = await RabbitBroker.connect(killable_rabbitmq.url)
+    await operator.declare([queue, topology.inbox(fresh_names.new("other"))])
+    await operator.close()
+    url = killable_rabbitmq.url.replace("guest:guest", f"{user}:pw")
+    broker = await RabbitBroker.connect(url, declares=False)
+    await broker.declare([queue, mine])
+    for each in (queue, mine):
+        await broker.publish(to(each, b"x"))
+        await everything_in(broker, each, {b"x"})
+    missing = topology.verify_queue(fresh_names.new("missing"))
+    with pytest.raises(BrokerError, match="topology = declare"):
+        await broker.declare([missing])
+    await broker.close()
+    eager = await RabbitBroker.connect(url)
+    with pytest.raises(BrokerError, match="ACCESS_REFUSED"):
+        await eager.declare([missing])
+    await eager.close()

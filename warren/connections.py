@@ -60,7 +60,8 @@ async def _broker(settings: Settings) -> Broker:
         return MemoryBroker()
     from broker.rabbitmq import RabbitBroker
 
-    return await RabbitBroker.connect(settings.broker.reveal())
+    url, declares = settings.broker.reveal(), settings.declare_topology
+    return await RabbitBroker.connect(url, declares=declares)
 
 
 async def _stores(
