@@ -338,6 +338,20 @@ async def test_however_commits_come_all_is_published_once_within_the_window(
     assert agents.ids == wanted
 
 
+async def test_a_queue_that_is_taken_away_meanwhile_is_declared_again() -> None:
+    broker = MemoryBroker()
+    async with AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
+        agents = await working(stack, broker)
+        limited = publisher(broker, MemoryRuns(), window=2)
+        publishing = asyncio.create_task(limited.publish(remaining(lines(6), 1)))
+        await agents.have(2)
+        await broker.delete(QUEUE.name)
+        for done in range(6):
+            await agents.have(done + 1)
+            limited.committed(*agents.ids[done])
+        assert (await publishing).count == 6
+
+
 async def test_tasks_that_nobody_is_bound_for_are_refused() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await publisher(MemoryBroker(), MemoryRuns(), queues=[]).publish(remaining(lines(1), 1))
