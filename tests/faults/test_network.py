@@ -98,6 +98,7 @@ def test_redis_is_cut_off(warren: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.faults
 def test_a_memory_alarm_stops_publishers_only_while_it_lasts(warren: Cluster) -> None:
     run = warren.enqueue(FEW, "--window", "20")
     warren.answered(FEW // 4)
