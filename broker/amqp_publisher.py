@@ -21,6 +21,8 @@ from broker.errors import BrokerClosed, BrokerError, BrokerLost, QueueFull, TooL
 #: Unconfirmed messages per channel: enough to keep the broker busy, few to publish again.
 WINDOW: Final = 256
 CHANNELS: Final = 2
+#: Of replies that wait for room in the socket. One that is dropped is missed for a sweep's time.
+LATE_HINTS_BYTES: Final = 64 * 1024 * 1024
 #: A message that takes its channel down this often is the reason itself.
 MAX_DEATHS: Final = 5
 
@@ -44,6 +46,8 @@ class Publisher:
         self._link: Link | None = None
         self._channels: list[_ConfirmChannel] = []
         self._hints: Channel | None = None
+        self._late_hints: deque[Outgoing] = deque()
+        self._late_bytes = 0
         self._closed = False
         self.hints_lost = 0
 
@@ -57,11 +61,18 @@ class Publisher:
         await done
 
     def hint(self, message: Outgoing) -> None:
-        """Send without confirmation, or drop."""
+        """Send without confirmation; while the socket is full a bounded lot of them waits."""
         link = self._link
-        if link is None or link.wire.full or link.wire.blocked:
+        if link is not None and not (link.wire.full or link.wire.blocked or self._late_hints):
+            self._send_hint(link, message)
+        elif self._late_bytes + len(message.body) <= LATE_HINTS_BYTES:
+            self._late_hints.append(message)
+            self._late_bytes += len(message.body)
+            asyncio.get_running_loop().call_soon(self.pump)  # when this turn's writes have left
+        else:
             self.hints_lost += 1
-            return
+
+    def _send_hint(self, link: Link, message: Outgoing) -> None:
         try:
             if self._hints is None or self._hints.died is not None:
                 self._hints = Channel(link)
@@ -81,6 +92,10 @@ class Publisher:
         link = self._link
         if link is None or link.wire.lost or link.wire.blocked:
             return
+        while self._late_hints and not link.wire.full:
+            hint = self._late_hints.popleft()
+            self._late_bytes -= len(hint.body)
+            self._send_hint(link, hint)
         if len(self._channels) < CHANNELS:
             self._open_channels(link)
         while self._backlog and not link.wire.full:

@@ -330,3 +330,12 @@ async def test_a_user_who_may_configure_only_his_own_queues_uses_what_others_dec
     with pytest.raises(BrokerError, match="ACCESS_REFUSED"):
         await eager.declare([missing])
     await eager.close()
+
+
+async def test_a_burst_of_large_hints_waits_for_room_in_the_socket(
+    direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    bodies = [bytes([n]) * 100_000 for n in range(100)]  # ten times what a socket takes at once
+    for body in bodies:
+        direct.publish_hint(to(queue, body))
+    await everything_in(direct, queue, set(bodies))
