@@ -19,7 +19,8 @@ import msgspec
 
 from broker.base import Broker, Delivery, Outgoing
 from broker.errors import BrokerError, JournalUnavailable, QueueFull, WireError
-from broker.topology import DEAD, LADDER_S, QueueSpec, Stage, ladder_exchange
+from broker.retries import STORE_AWAY, UNEXPECTED, PutOff, Wait, decide, rung
+from broker.topology import DEAD, QueueSpec, Stage, ladder_exchange
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,7 @@ log = logging.getLogger(__name__)
 FAILURES_HEADER: Final = "warren-failures"
 REASON_HEADER: Final = "warren-reason"
 QUEUE_HEADER: Final = "warren-queue"
-#: An error that nobody expected is tried this often, then the message is dead-lettered.
-MAX_FAILURES: Final = 3
+_CHANCE: Final = random.Random()
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -123,8 +123,7 @@ async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:
             outcome = Dead(str(e))
         except JournalUnavailable as e:
             log.warning("journal unavailable", extra={"queue": source.queue.name, "error": str(e)})
-            await asyncio.sleep(random.uniform(0.5, 1.5))
-            outcome = GiveBack()
+            outcome = await _after_silence()
         except BrokerError:
             raise
         except Exception as e:
@@ -136,11 +135,20 @@ async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:
         raise
 
 
+async def _after_silence() -> Outcome:
+    """The store is away: back to the queue, but not so fast that the queue spins."""
+    match decide(STORE_AWAY, tries=1, chance=_CHANCE):
+        case Wait(delay_s):
+            await asyncio.sleep(delay_s)
+    return GiveBack()
+
+
 def _after_failure(source: Source, delivery: Delivery, error: Exception) -> Outcome:
     failures = int(delivery.headers.get(FAILURES_HEADER, 0)) + 1
-    if failures >= MAX_FAILURES or source.stage is None:
-        return Dead(f"{type(error).__name__}: {error} ({failures} times)")
-    return Later(5.0, failures=failures)
+    match decide(UNEXPECTED, tries=failures, chance=_CHANCE):
+        case PutOff(delay_s) if source.stage is not None:
+            return Later(delay_s, failures=failures)
+    return Dead(f"{type(error).__name__}: {error} ({failures} times)")
 
 
 async def _apply(broker: Broker, source: Source, delivery: Delivery, outcome: Outcome) -> None:
@@ -161,16 +169,11 @@ async def _apply(broker: Broker, source: Source, delivery: Delivery, outcome: Ou
 def _on_ladder(source: Source, delivery: Delivery, later: Later) -> Outgoing:
     if source.stage is None:
         raise ValueError(f"messages of {source.queue.name} cannot wait on a ladder")
-    rung = min(
-        (name for name, seconds in LADDER_S.items() if seconds >= later.delay_s),
-        key=LADDER_S.__getitem__,
-        default=max(LADDER_S, key=LADDER_S.__getitem__),
-    )
     failures = (
         int(delivery.headers.get(FAILURES_HEADER, 0)) if not later.failures else later.failures
     )
     return Outgoing(
-        exchange=ladder_exchange(source.stage, rung).name,
+        exchange=ladder_exchange(source.stage, rung(later.delay_s)).name,
         key=delivery.key,
         body=delivery.body if later.body is None else later.body,
         kind=delivery.kind,

@@ -1,59 +1,17 @@
-"""What is done about a failed try: pure decisions, and what the words of providers mean."""
+"""What the words of providers mean, and how ours are said in theirs."""
 
 import email.utils
-import random
 import time
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.masking import Secret
-from workers.model_gateway.backend import MAX_TRIES, ContextOverflow, Refused, Retryable
+from workers.model_gateway.backend import ContextOverflow, Refused, Retryable
 from workers.model_gateway.failures import retry_after_s, status_error
 from workers.model_gateway.fields import chat_fields, responses_fields
 from workers.model_gateway.masking import masked
-from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
-
-HOUR_S = 3600.0
-
-
-def after(tries: int, left_s: float = HOUR_S, **error: Any) -> Wait | PutOff | GiveUp:
-    return decide(Retryable("x", **error), tries=tries, left_s=left_s, chance=random.Random(1))
-
-
-@given(st.integers(1, MAX_TRIES - 1), st.integers())
-def test_backoff_is_jittered_and_capped(tries: int, seed: int) -> None:
-    decision = decide(Retryable("x"), tries=tries, left_s=HOUR_S, chance=random.Random(seed))
-    assert not isinstance(decision, GiveUp)
-    assert decision.delay_s <= (5.0 if tries <= 12 else 30.0)
-    assert isinstance(decision, Wait) is (decision.delay_s <= 2.0)
-
-
-@given(st.floats(0.01, 600), st.integers(1, MAX_TRIES - 1), st.integers())
-def test_no_wait_outlasts_the_deadline(left_s: float, tries: int, seed: int) -> None:
-    decision = decide(Retryable("x"), tries=tries, left_s=left_s, chance=random.Random(seed))
-    match decision:
-        case Wait(delay_s):
-            assert delay_s < left_s
-        case PutOff(delay_s):
-            rung_s = 5.0 if delay_s <= 5 else 30.0
-            assert rung_s < left_s, "the ladder would bring it back too late"
-        case GiveUp():
-            assert left_s <= 0.2
-
-
-def test_tries_end() -> None:
-    assert after(MAX_TRIES) == GiveUp()
-    assert after(2, max_tries=2) == GiveUp()
-
-
-def test_retry_after_is_the_least_that_is_waited() -> None:
-    decision = after(1, retry_after_s=7.0)
-    assert isinstance(decision, PutOff)
-    assert 7.0 <= decision.delay_s <= 7.9
-    assert after(1, retry_after_s=7.0, left_s=6.0) == GiveUp()
 
 
 @pytest.mark.parametrize(

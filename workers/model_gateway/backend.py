@@ -10,16 +10,20 @@ A backend makes one request per `generate`, never retries, and masks its secrets
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from broker.messages import ErrorKind, ModelResult
+from broker.retries import Patience
 from broker.topology import Lane
 from workers.spec import Item
 
 #: Calls end by their deadline; this only stops one that fails too fast for that to come soon.
 MAX_TRIES: Final = 20
+#: Most faults of providers pass in seconds (the ladder's first rung), the stubborn get the second.
+_PROVIDER: Final = Patience(first_s=0.5, longest_s=(5.0, 30.0), in_slot_s=2.0)
 
 
 class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -76,6 +80,7 @@ class Retryable(BackendError):
         throttled: bool = False,
         healthy: bool = False,
         max_tries: int = MAX_TRIES,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__(message)
         self.kind: ErrorKind = kind
@@ -86,8 +91,8 @@ class Retryable(BackendError):
         """Too many requests."""
         self.healthy = healthy or throttled
         """The endpoint works, so this does not count against it."""
-        self.max_tries = max_tries
-        """The call is given up after this many tries that failed."""
+        self.patience = patience or replace(_PROVIDER, most_tries=max_tries)
+        """How often and when it is tried again."""
 
 
 class StaleWeights(Retryable):

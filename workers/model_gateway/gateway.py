@@ -19,6 +19,7 @@ from broker.base import Delivery
 from broker.errors import Undecodable
 from broker.journal.base import Go
 from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
+from broker.retries import GiveUp, PutOff, Wait, decide
 from broker.serve import Outcome, Source
 from broker.shared.memory import MemoryShared
 from broker.topology import LANES, Lane, model_queue
@@ -34,13 +35,10 @@ from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.conversion import as_items
 from workers.model_gateway.endpoint import EndpointStatus
 from workers.model_gateway.pool import AllDown, EndpointPool
-from workers.model_gateway.retry import GiveUp, PutOff, Wait, decide
 from workers.model_gateway.spending import Spending
 
 log = logging.getLogger(__name__)
 
-#: While no endpoint is up, calls go round the shortest rung: all are back soon after it is.
-_DOWN_WAIT_S: Final = 5.0
 #: Share of the prefetch that each lane may hold.
 LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
 
@@ -112,21 +110,25 @@ class ModelGateway:
                 return _failed("model", str(e), tries + 1)
             except TimeoutError:
                 return _failed("infra", _too_late(error), tries + 1)
-            except AllDown as e:
-                if left_s <= _DOWN_WAIT_S:
-                    return _failed("infra", str(e), tries)
-                return Postponed(_DOWN_WAIT_S, tries - call.tries)
             except Retryable as e:
                 error = e
-            tries += 1
-            left_s = call.deadline - time.time()
-            match decide(error, tries=tries, left_s=left_s, chance=self._chance):
+                tries += not isinstance(e, AllDown)  # nothing was sent then: no try
+            match self._next(error, tries, call.deadline - time.time()):
                 case Wait(delay_s):
                     await asyncio.sleep(delay_s)
                 case PutOff(delay_s):
                     return Postponed(delay_s, tries - call.tries)
                 case GiveUp():
                     return _failed(error.kind, f"{error} ({tries} tries)", tries)
+
+    def _next(self, error: Retryable, tries: int, left_s: float) -> Wait | PutOff | GiveUp:
+        return decide(
+            error.patience,
+            tries=max(tries, 1),
+            left_s=left_s,
+            asked_s=error.retry_after_s,
+            chance=self._chance,
+        )
 
 
 def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from broker.messages import ModelResult
+from broker.retries import Patience
 from broker.shared.memory import MemoryShared
 from workers.model_gateway.allowance import Allowance
 from workers.model_gateway.backend import BackendRequest, Retryable, StaleWeights
@@ -17,12 +18,17 @@ from workers.model_gateway.endpoint import Endpoint
 
 #: A call waits this long for an endpoint to come back, then in the broker.
 PATIENCE_S: Final = 30.0
+#: There it goes round the shortest rung: all calls are back soon after an endpoint is.
+_WHILE_DOWN: Final = Patience(least_s=5.0)
 #: A rollout leaves its full endpoint only for one that is this empty: its prefix costs less.
 _ROOM: Final = 0.5
 
 
 class AllDown(Retryable):
     """No endpoint is up, or new weights are loaded. Nothing was sent, so it counts as no try."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, patience=_WHILE_DOWN)
 
 
 class EndpointPool:
