@@ -40,30 +40,29 @@ KINDS: Final[Mapping[str, tuple[int, Mapping[str, Any]]]] = {
 }
 
 
-def call(n: int) -> ModelCall:
+def call(text: str, rollout: str = "run.g/0/0", epoch: str = "e") -> ModelCall:
     """One call, as it comes off the wire."""
-    text = "What is the weather? " * 100
     return ModelCall(
-        rollout=f"run.g/{n}/0",
-        epoch="e",
+        rollout=rollout,
+        epoch=epoch,
         path="0",
         carrier="c",
         request_hash=b"h",
         held=0,
-        reply_to="inbox",
+        reply_to="owner",
         deadline=time.time() + 600,
         run="run",
         environment="env",
         model="m",
         input=(codec.pack({"role": "user", "content": text}),),
         options=codec.pack({"temperature": 1.0}),
-        sticky=f"run/{n}/0",
+        sticky=rollout,
     )
 
 
 async def one_round(config: ModelConfig) -> float:
     """Microseconds of CPU per call."""
-    body, kind = codec.encode(call(0)), codec.kind_of(ModelCall)
+    body, kind = codec.encode(call("What is the weather? " * 100)), codec.kind_of(ModelCall)
     async with EndpointPool.open(endpoints(config)) as pool:
 
         async def ask(count: int) -> None:

@@ -11,13 +11,12 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
-from benchmarks.gateway_cpu import stub
+from benchmarks.gateway_cpu import call, stub
 from broker import codec
 from broker.base import Delivery, Outgoing
 from broker.journal.base import Run
@@ -55,23 +54,8 @@ class Owner:
         rollout = f"run.g/{n}/0"
         taken = await self._journal.take(rollout, "owner")
         assert isinstance(taken, Run)
-        call = ModelCall(
-            rollout=rollout,
-            epoch=taken.epoch,
-            path="0",
-            carrier="c",
-            request_hash=b"h",
-            held=0,
-            reply_to="owner",
-            deadline=time.time() + 300,
-            run="run",
-            environment="env",
-            model="m",
-            input=(codec.pack({"role": "user", "content": f"{n} What is the weather? " * 80}),),
-            sticky=rollout,
-        )
+        packed = codec.encode(call(f"{n} What is the weather? " * 80, rollout, taken.epoch))
         key = model_key("normal", "m")
-        packed = codec.encode(call)
         await self._broker.publish(Outgoing(MODEL.name, key, packed, codec.kind_of(ModelCall)))
 
     def on_reply(self, delivery: Delivery) -> None:

@@ -16,16 +16,10 @@ from workers.spec import Item, message_text
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.asyncio(loop_scope="session")]
 
-ADD: Item = {
-    "type": "function",
-    "name": "add",
-    "description": "Add two numbers.",
-    "parameters": {
-        "type": "object",
-        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-        "required": ["a", "b"],
-    },
-}
+#: What the model was taught to call, in the Responses form.
+ADD: Item = {"type": "function"} | json.loads(
+    (Path(__file__).parent / "add_tool.json").read_text(encoding="utf-8")
+)
 
 
 async def test_ids_and_logprobs_are_those_of_a_forward_pass(served: Any) -> None:
@@ -115,8 +109,7 @@ async def test_calls_that_are_cut_end_in_the_engine_too(served: Any) -> None:
 
 async def generated_tokens(endpoint: Any) -> float:
     """Of all requests so far, as the engine counts."""
-    metrics: bytes = await endpoint.backend._server.get("/metrics")
-    lines = metrics.decode().splitlines()
+    lines = (await endpoint.backend.metrics()).splitlines()
     found = [li for li in lines if li.startswith("vllm:generation_tokens_total")]
     return sum(float(line.rpartition(" ")[2]) for line in found)
 

@@ -7,7 +7,9 @@ weights are noise: another version of the policy.
 
 # mypy: ignore-errors
 
+import json
 import sys
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,15 +39,7 @@ TEMPLATE = r"""
 
 ADD = {
     "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add two numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
+    "function": json.loads(Path(__file__).with_name("add_tool.json").read_text(encoding="utf-8")),
 }
 SUMS = [(12, 30), (1, 2), (5, 5), (20, 7), (3, 9), (40, 2), (8, 8), (6, 15)]
 MOST_STEPS = 3000

@@ -10,10 +10,11 @@ import msgspec
 
 from broker.messages import ModelResult
 from workers.model_gateway.answer_chat import chat_result, json_object
-from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
+from workers.model_gateway.backend import BackendRequest, Refused
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import OPEN_SERVER, UNSENDABLE, chat_tools, messages_of
+from workers.model_gateway.failures import serves
 from workers.model_gateway.fields import chat_fields
 from workers.model_gateway.server import ModelServer
 
@@ -39,13 +40,7 @@ class ChatBackend:
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anything but a server error is answered there (endpoint.Probed)."""
-        try:
-            await self._server.owners(timeout_s)
-        except Retryable as e:
-            return e.throttled
-        except BackendError:
-            pass
-        return True
+        return await serves(self._server.owners(timeout_s))
 
     async def load(self) -> EngineLoad | None:
         """Nothing is known of foreign engines."""

@@ -4,7 +4,7 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from workers.model_gateway.backend import BackendError, ContextOverflow, Refused, Retryable
@@ -54,6 +54,17 @@ def embedded_error(error: Any) -> BackendError:
 def unusable(why: str) -> Retryable:
     """The error for an answer with status 200 that nobody can read."""
     return Retryable(f"unusable answer: {why}", max_tries=UNUSABLE_TRIES)
+
+
+async def serves(asking: Awaitable[object]) -> bool:
+    """Whether `asking` ends in anything but a server error or silence: somebody is there."""
+    try:
+        await asking
+    except Retryable as e:
+        return e.throttled
+    except BackendError:
+        pass
+    return True
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

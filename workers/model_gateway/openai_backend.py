@@ -18,7 +18,7 @@ from broker.errors import UsageError
 from broker.messages import ModelResult
 from workers.model_gateway.answer_chat import chat_result, json_object
 from workers.model_gateway.answer_responses import responses_result
-from workers.model_gateway.backend import BackendError, BackendRequest, Refused, Retryable
+from workers.model_gateway.backend import BackendRequest, Refused, Retryable
 from workers.model_gateway.config import ModelConfig, chosen_api
 from workers.model_gateway.congestion import EngineLoad
 from workers.model_gateway.conversion import (
@@ -28,7 +28,7 @@ from workers.model_gateway.conversion import (
     chat_tools,
     messages_of,
 )
-from workers.model_gateway.failures import status_error
+from workers.model_gateway.failures import serves, status_error
 from workers.model_gateway.fields import chat_fields, responses_fields
 from workers.model_gateway.http import joined
 from workers.model_gateway.masking import masked
@@ -71,13 +71,7 @@ class OpenAIBackend:
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anything but a server error is answered there (endpoint.Probed)."""
-        try:
-            await self.owners(timeout_s)
-        except Retryable as e:
-            return e.throttled
-        except BackendError:
-            pass
-        return True
+        return await serves(self.owners(timeout_s))
 
     async def load(self) -> EngineLoad | None:
         """Nothing is known of foreign engines."""

@@ -131,12 +131,15 @@ class VllmBackend:
             pass
         return True
 
+    async def metrics(self) -> str:
+        """The engine's own, as Prometheus reads them. Raises BackendErrors, UnicodeDecodeError."""
+        async with self._server.within(_LOAD_TIMEOUT_S):
+            return (await self._server.get(f"{self._server.root}/metrics")).decode()
+
     async def load(self) -> EngineLoad | None:
         """The engine's own figures; None where it has no metrics."""
         try:
-            async with self._server.within(_LOAD_TIMEOUT_S):
-                metrics = await self._server.get(f"{self._server.root}/metrics")
-            return engine_load(metrics.decode())
+            return engine_load(await self.metrics())
         except Retryable:
             return EngineLoad(running=0, waiting=0, kv_used=0.9)  # unknown: neither up nor down
         except (BackendError, UnicodeDecodeError):
