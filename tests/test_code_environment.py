@@ -11,7 +11,7 @@ import pytest
 from broker.messages import Usage, Verdict
 from tests.support import sandboxes
 from warren import Limits, PolicyRequest, Rollout, load_environment, python, run_code, shell
-from warren.sandbox import without_sandbox
+from warren.sandboxing import without_sandbox
 from workers.spec import EnvironmentSpec, Policy, ToolRun, VerifierContext
 from workers.verifier.scoring import score
 

@@ -10,7 +10,7 @@ from broker.messages import Verdict
 from tests.support.rig import Rig
 from warren import load_environment
 from warren.hosting import isolation_of
-from warren.sandbox import without_sandbox
+from warren.sandboxing import without_sandbox
 from workers.tool.isolated import perform_isolated
 from workers.tool.running import Job
 

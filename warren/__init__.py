@@ -3,26 +3,14 @@
 Everything that an environment's file needs is imported from here.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from broker.messages import Limits as RolloutLimits
 from broker.messages import Sampling
 from warren.checks import InvalidEnvironment
 from warren.environment import Environment, Task
-from warren.equivalence import MathEquality
 from warren.loading import list_environments, load_environment
-from warren.rubrics import correctness, efficiency, hybrid, quality
-from warren.sandbox import (
-    CallCase,
-    Limits,
-    ProgramCase,
-    SandboxResult,
-    TestReport,
-    python,
-    run_code,
-    run_tests,
-    shell,
-)
 from workers.agent.context import AgentTask, Context, ModelFailed, ModelReply, ToolReply
 from workers.agent.conversation import Conversation
 from workers.agent.loop import single_turn, tool_loop
@@ -37,6 +25,19 @@ from workers.spec import (
 )
 
 if TYPE_CHECKING:
+    from warren.equivalence import MathEquality
+    from warren.rubrics import correctness, efficiency, hybrid, quality
+    from warren.sandbox import (
+        CallCase,
+        Limits,
+        ProgramCase,
+        SandboxResult,
+        TestReport,
+        python,
+        run_code,
+        run_tests,
+        shell,
+    )
     from warren.trainer import TrainerClient
 
 __version__ = "0.1.0"
@@ -82,10 +83,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Names that environments don't need are imported when they are asked for."""
-    if name == "TrainerClient":
-        from warren.trainer import TrainerClient
+#: What few environments use, by where it is; it is imported when it is asked for.
+_LATER: Final = {
+    "warren.equivalence": {"MathEquality"},
+    "warren.rubrics": {"correctness", "efficiency", "hybrid", "quality"},
+    "warren.sandbox": {
+        *("CallCase", "Limits", "ProgramCase", "SandboxResult", "TestReport"),
+        *("python", "run_code", "run_tests", "shell"),
+    },
+    "warren.trainer": {"TrainerClient"},
+}
 
-        return TrainerClient
+
+def __getattr__(name: str) -> object:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'warren' has no attribute {name!r}")

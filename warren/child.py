@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from broker.errors import WarrenError
 from warren.blocking import warning
 from warren.loading import load_environment
-from warren.sandbox import without_sandbox
+from warren.sandboxing import without_sandbox
 from warren.settings import block_limit_s
 from workers.isolation_server import main as serve
 from workers.tool import isolated as tools

@@ -36,7 +36,7 @@ from warren.models import asked, check_priced, model_of, served
 from warren.options import CollectOptions
 from warren.preparing import Collection, prepared
 from warren.progress import showing
-from warren.sandbox import sandboxed
+from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from warren.summary import RunSummary
 from warren.suspects import hosted

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.errors import BrokerError
-from broker.metrics import EndpointFigures, Metrics
 from broker.names import new_worker_id
 from broker.serve import Source
 from broker.topology import (
@@ -23,12 +22,13 @@ from broker.topology import (
 )
 from warren.connections import Connections
 from warren.models import model_of
-from warren.sandbox import is_unsafe
+from warren.sandboxing import is_unsafe
 from workers.model_gateway.config import ModelConfig
 from workers.owner import Inbox
 from workers.spec import EnvironmentSpec
 
 if TYPE_CHECKING:
+    from broker.metrics import EndpointFigures, Metrics
     from workers.agent.worker import AgentWorker
     from workers.isolation import Isolation
     from workers.model_gateway.gateway import ModelGateway
@@ -47,7 +47,7 @@ class Plan:
     verifier_prefetch: int = 64
     renew_after_s: float = 600.0
     lanes: Sequence[Lane] = LANES
-    metrics: Metrics | None = None
+    metrics: "Metrics | None" = None
     """Where a gateway shows how its endpoints stand."""
     unhealthy: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by a worker that a new process should take the place of."""
@@ -163,7 +163,9 @@ async def open_model(at: Connections, plan: Plan) -> AsyncGenerator[list[Source]
         yield gateway.sources()
 
 
-def _figures(gateway: "ModelGateway") -> list[EndpointFigures]:
+def _figures(gateway: "ModelGateway") -> "list[EndpointFigures]":
+    from broker.metrics import EndpointFigures
+
     return [
         EndpointFigures(
             *(model, status.url, status.up, status.limit, status.in_flight),

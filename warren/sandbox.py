@@ -6,16 +6,13 @@
     env.tool(python)  # the model may run Python; `shell` likewise
 
 Everything runs in a sandbox without network, files or rights (workers/sandbox). Where there can be
-none, calls raise SandboxUnavailable; `without_sandbox` is for those who trust the code anyway.
+none, calls raise SandboxUnavailable; `--unsafe-no-sandbox` is for those who trust the code anyway.
 """
 
-import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from broker.errors import UsageError
+from warren.sandboxing import is_unsafe
 from workers import sandbox
 from workers.sandbox import (
     DEFAULT_LIMITS,
@@ -38,12 +35,7 @@ __all__ = [
     "run_code",
     "run_tests",
     "shell",
-    "without_sandbox",
 ]
-
-log = logging.getLogger(__name__)
-
-_runner: Final[ContextVar[Runner]] = ContextVar("sandbox_runner", default=sandbox.run_code)
 
 #: A tool's caller waits for it; longer runs are for verifiers.
 _TOOL_LIMITS: Final = Limits(wall_s=20.0, cpu_s=20.0, output_bytes=64 * 1024)
@@ -58,7 +50,7 @@ async def run_code(
     limits: Limits = DEFAULT_LIMITS,
 ) -> SandboxResult:
     """Run source code, or a command line, in a fresh sandbox; see workers/sandbox/run.py."""
-    run = _runner.get()
+    run = _runner()
     return await run(code_or_argv, language=language, files=files, stdin=stdin, limits=limits)
 
 
@@ -68,7 +60,7 @@ async def run_tests(
     limits: Limits = DEFAULT_LIMITS,
 ) -> TestReport:
     """Does Python source pass hidden tests? See workers/sandbox/tests_runner.py for their forms."""
-    return await sandbox.run_tests(solution, tests, limits, run=_runner.get())
+    return await sandbox.run_tests(solution, tests, limits, run=_runner())
 
 
 async def python(code: str) -> str:
@@ -89,47 +81,8 @@ async def shell(command: str) -> str:
     return _told(await run_code(command, language="shell", limits=_TOOL_LIMITS))
 
 
-async def unavailable() -> str | None:
-    """Why there can be no sandbox on this machine, and how to get one; None where there can."""
-    if is_unsafe():
-        return None
-    found = await sandbox.probe()
-    if isinstance(found, sandbox.Unavailable):
-        return f"no sandbox: {found.reason}; {found.how_to_get_it}"
-    return None
-
-
-@asynccontextmanager
-async def sandboxed(names: Iterable[str], *, unsafe: bool) -> AsyncGenerator[None, None]:
-    """What serves these environments, which run model-written code, runs inside of this block.
-
-    Raises UsageError where there can be no sandbox, unless the user said `--unsafe-no-sandbox`.
-    """
-    affected = ", ".join(sorted(names))
-    if affected and unsafe:
-        log.warning("running model-written code WITHOUT a sandbox", extra={"envs": affected})
-        with without_sandbox():
-            yield
-        return
-    why = await unavailable() if affected else None
-    if why is not None:
-        raise UsageError(f"environment {affected} runs model-written code, but there is {why}")
-    yield
-
-
-@contextmanager
-def without_sandbox() -> Iterator[None]:
-    """`--unsafe-no-sandbox`: what starts inside of this block runs code with all our rights."""
-    token = _runner.set(sandbox.run_unsafe)
-    try:
-        yield
-    finally:
-        _runner.reset(token)
-
-
-def is_unsafe() -> bool:
-    """Whether what runs here runs model-written code without a sandbox."""
-    return _runner.get() is not sandbox.run_code
+def _runner() -> Runner:
+    return sandbox.run_unsafe if is_unsafe() else sandbox.run_code
 
 
 def _told(result: SandboxResult) -> str:

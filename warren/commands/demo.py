@@ -10,7 +10,7 @@ from warren.commands.collect import show
 from warren.environment import Environment
 from warren.loading import list_environments, load_environment
 from warren.options import EXIT_OK, CollectOptions, DemoOptions
-from warren.sandbox import unavailable
+from warren.sandboxing import unavailable
 from warren.settings import Settings
 from warren.summary import EnvironmentSummary, RunSummary
 

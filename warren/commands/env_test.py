@@ -16,7 +16,7 @@ from warren.env_test import Report, try_environment
 from warren.environment import Environment
 from warren.loading import load_environment
 from warren.options import EXIT_FAILED, EXIT_OK, EnvTestOptions
-from warren.sandbox import sandboxed
+from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from workers.watchdog import Blockage, watch_loop
 

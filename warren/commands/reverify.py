@@ -16,7 +16,7 @@ from warren.models import SCRIPTED, served
 from warren.options import EXIT_OK, ReverifyOptions
 from warren.outputs import PARQUET, rows_written
 from warren.reverify import reverify, scorer
-from warren.sandbox import sandboxed
+from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from warren.stored import rows_in
 from warren.summary import Accumulator, RunSummary

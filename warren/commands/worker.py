@@ -19,7 +19,7 @@ from warren.loading import list_environments, load_environment
 from warren.models import SCRIPTED, served
 from warren.observe import checks_of, count_rows, serving
 from warren.options import EXIT_FAILED, EXIT_OK, WorkerOptions
-from warren.sandbox import sandboxed
+from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from warren.suspects import watched
 from workers.watchdog import watch_loop

@@ -3,7 +3,6 @@
 The number of connections has no limit, since slots are the limit.
 """
 
-import urllib.request
 from collections.abc import AsyncIterable
 from typing import Final
 from urllib.parse import urlsplit
@@ -21,10 +20,12 @@ KEEPALIVE_S: Final = 30.0
 def environment_proxy(url: str) -> str | None:
     """The proxy that the environment names for `url`. aiohttp's `trust_env` looks at every request,
     which costs more than the request."""
+    from urllib.request import getproxies, proxy_bypass  # not light, and few ask
+
     parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
+    if proxy_bypass(parts.hostname or ""):
         return None
-    proxies = urllib.request.getproxies()
+    proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
 
 
