@@ -110,6 +110,8 @@ class Broker(Protocol):
         message may arrive twice, and is never lost. A caller that is cancelled does not know
         whether it arrived.
 
+        Where no queue takes it any more, what this connection declared is declared again, once.
+
         Raises: Unroutable (no queue is bound), QueueFull (a bounded queue refused it),
         TooLarge, BrokerLost (no confirmation within the broker's patience), BrokerClosed.
         """

@@ -105,6 +105,7 @@ class MemoryBroker:
         self.reconnects = 0
         self._node = node or MemoryNode()
         self._consumers: dict[_Consumer, None] = {}
+        self._declared: dict[str, QueueSpec] = {}
         self._closed = False
         self._until_yield = YIELD_EVERY
 
@@ -129,12 +130,17 @@ class MemoryBroker:
         self._check_open()
         for queue in queues:
             self._node.declare(queue)
+            self._declared[queue.name] = queue
 
     async def publish(self, message: Outgoing) -> None:
         self._check_open()
         if len(message.body) > MAX_BODY_BYTES:
             raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
-        self._node.publish(message)
+        try:
+            self._node.publish(message)
+        except Unroutable:  # somebody has taken a queue away
+            await self.declare(list(self._declared.values()))
+            self._node.publish(message)
         self._until_yield -= 1
         if self._until_yield <= 0:
             self._until_yield = YIELD_EVERY
@@ -171,6 +177,7 @@ class MemoryBroker:
 
     async def delete(self, queue: str) -> None:
         self._check_open()
+        self._declared.pop(queue, None)
         self._node.delete(queue)
 
     async def close(self) -> None:

@@ -8,13 +8,13 @@ what the queues hold. `memory.py` has the connections that stand between this an
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from broker.base import Header, Outgoing
 from broker.errors import BrokerError, QueueFull, Unroutable
-from broker.topology import ExchangeSpec, ExchangeType, QueueSpec
+from broker.topology import ExchangeSpec, ExchangeType, QueueSpec, topic_matches
 
 #: A dead letter that no queue takes yet is offered again this often (at-least-once).
 DEAD_LETTER_RETRY_S: Final = 1.0
@@ -259,15 +259,6 @@ class MemoryQueue:
         except (Unroutable, QueueFull):
             if self._dead_surely:
                 self._loop.call_later(DEAD_LETTER_RETRY_S, self._send_dead, message)
-
-
-def topic_matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
-    """AMQP's topic rule: `*` is one word, `#` any number of them."""
-    if not pattern:
-        return not words
-    if pattern[0] == "#":
-        return any(topic_matches(pattern[1:], words[i:]) for i in range(len(words) + 1))
-    return bool(words) and pattern[0] in {"*", words[0]} and topic_matches(pattern[1:], words[1:])
 
 
 def _stored(message: Outgoing) -> Stored:

@@ -7,12 +7,14 @@ Two links, so that an alarm that stops publishing never stops consuming and sett
 
 A keeper task per link opens a new one when it is lost, declares what this process declared, and
 starts every consumer that is not served: after a reconnect, and where the broker cancelled one.
+A publish for which no queue is there any more declares this process's queues again, once.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -27,7 +29,7 @@ from broker.amqp_link import Link, open_link
 from broker.amqp_publisher import Publisher
 from broker.base import OnDelivery, Outgoing, QueueDepth
 from broker.codec import MAX_BODY_BYTES
-from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable, Unroutable
 from broker.masking import mask_url
 from broker.topology import QueueSpec, is_own
 
@@ -61,6 +63,8 @@ class RabbitBroker:
         self._publishing: Link | None = None
         self._consuming: Link | None = None
         self._declared: dict[str, QueueSpec] = {}
+        self._declaring = asyncio.Lock()
+        self._declared_at = 0.0
         self._consumers: dict[Consumer, None] = {}
         self._ready = asyncio.Event()
         """The consuming link is up and everything is declared."""
@@ -125,7 +129,32 @@ class RabbitBroker:
         self._check_open()
         if len(message.body) > MAX_BODY_BYTES:
             raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
-        await self._publisher.publish(message)
+        try:
+            await self._publisher.publish(message)
+        except Unroutable:  # somebody has taken a queue or its binding away
+            if not await self._declare_ways(message):
+                raise
+            await self._publisher.publish(message)
+
+    async def _declare_ways(self, message: Outgoing) -> bool:
+        """Declare again the queues of ours that would take it; whether there are any.
+
+        Once for all that found no way at the same time.
+        """
+        ways = [
+            queue
+            for queue in self._declared.values()
+            if any(binding.takes(message.exchange, message.key) for binding in queue.bindings)
+        ]
+        if not ways or not self._declares:
+            return False
+        found_at = time.monotonic()
+        async with self._declaring:
+            if self._declared_at < found_at:
+                log.warning("no queue takes a message: declaring again", extra={"key": message.key})
+                await self.declare(list(self._declared.values()))
+                self._declared_at = time.monotonic()
+        return True
 
     def publish_hint(self, message: Outgoing) -> None:
         if not self._closed and len(message.body) <= MAX_BODY_BYTES:

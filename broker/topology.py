@@ -63,6 +63,23 @@ class Binding:
     exchange: ExchangeSpec
     key: str = ""
 
+    def takes(self, exchange: str, key: str) -> bool:
+        """Whether what is published to `exchange` under `key` gets there."""
+        if self.exchange.name != exchange:
+            return False
+        if self.exchange.type == "topic":
+            return topic_matches(self.key.split("."), key.split("."))
+        return self.exchange.type == "fanout" or self.key == key
+
+
+def topic_matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    """AMQP's topic rule: `*` is one word, `#` any number of them."""
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(topic_matches(pattern[1:], words[i:]) for i in range(len(words) + 1))
+    return bool(words) and pattern[0] in {"*", words[0]} and topic_matches(pattern[1:], words[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:

@@ -19,7 +19,7 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
-from broker.errors import JournalUnavailable, Unroutable
+from broker.errors import JournalUnavailable
 from broker.journal.base import Runs
 from broker.messages import Task
 from broker.serve import publish_patiently
@@ -131,8 +131,6 @@ class Publisher:
         self._last: Id = (-1, 0)
         self._changed = asyncio.Event()
         self._final: Published | None = None
-        self._declaring = asyncio.Lock()
-        self._declared_at = 0.0
 
     @property
     def out(self) -> int:
@@ -209,29 +207,12 @@ class Publisher:
         again = 0
         for instance in instances:
             if instance.id in self._out and instance.id not in self._unconfirmed:
-                await self._send(instance)
+                await publish_patiently(self._broker, self._message(instance))
                 again += 1
         return again
 
-    async def _send(self, instance: Instance) -> None:
-        message = self._message(instance)
-        try:
-            await publish_patiently(self._broker, message)
-        except Unroutable:  # somebody has taken a queue or its binding away
-            await self._declare_again()
-            await publish_patiently(self._broker, message)
-
-    async def _declare_again(self) -> None:
-        """Once for all that found no way at the same time."""
-        found_at = time.monotonic()
-        async with self._declaring:
-            if self._declared_at < found_at:
-                log.warning("no queue takes the tasks: declaring again")
-                await self._broker.declare(self.queues)
-                self._declared_at = time.monotonic()
-
     async def _publish_one(self, instance: Instance) -> None:
-        await self._send(instance)
+        await publish_patiently(self._broker, self._message(instance))
         crash_at("publisher.after_publish")
         del self._unconfirmed[instance.id]
         self._confirmed += 1

@@ -345,7 +345,7 @@ async def test_a_queue_that_is_taken_away_meanwhile_is_declared_again() -> None:
         limited = publisher(broker, MemoryRuns(), window=2)
         publishing = asyncio.create_task(limited.publish(remaining(lines(6), 1)))
         await agents.have(2)
-        await broker.delete(QUEUE.name)
+        await broker.connect().delete(QUEUE.name)
         for done in range(6):
             await agents.have(done + 1)
             limited.committed(*agents.ids[done])

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aio_pika
 import pytest
 from pamqp.commands import Basic
 
@@ -205,6 +206,22 @@ async def test_a_queue_that_an_operator_deletes_comes_back_with_its_consumer(
         assert await hand.next_bodies(1) == [b"again"]
 
 
+async def test_a_queue_that_lost_its_binding_is_bound_again_by_whoever_publishes(
+    direct: RabbitBroker, url: str, queue: QueueSpec
+) -> None:
+    binding = queue.bindings[0]
+    connection = await aio_pika.connect(url)
+    async with connection:
+        channel = await connection.channel()
+        await (await channel.get_queue(queue.name)).unbind(binding.exchange.name, binding.key)
+    stranger = await RabbitBroker.connect(url)  # has declared nothing, so it mends nothing
+    with pytest.raises(Unroutable):
+        await stranger.publish(to(queue))
+    await stranger.close()
+    await direct.publish(to(queue, b"again"))
+    await everything_in(direct, queue, {b"again"})
+
+
 async def _exists(broker: Broker, queue: QueueSpec) -> bool:
     return (depth := await broker.depth(queue.name)) is not None and depth.consumers == 1
 
@@ -322,6 +339,11 @@ async def test_a_user_who_may_configure_only_his_own_queues_uses_what_others_dec
     for each in (queue, mine):
         await broker.publish(to(each, b"x"))
         await everything_in(broker, each, {b"x"})
+    operator = await RabbitBroker.connect(killable_rabbitmq.url)
+    await operator.delete(queue.name)
+    with pytest.raises(Unroutable):  # declaring is left to others
+        await broker.publish(to(queue))
+    await operator.close()
     missing = topology.verify_queue(fresh_names.new("missing"))
     with pytest.raises(BrokerError, match="topology = declare"):
         await broker.declare([missing])

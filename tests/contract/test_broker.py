@@ -439,6 +439,19 @@ async def test_a_deleted_queue_is_gone_with_what_is_in_it(broker: Broker, tools:
         await broker.publish(to(tools))
 
 
+async def test_who_declared_a_queue_that_another_has_deleted_declares_it_again_and_publishes(
+    broker: Broker, make_broker: MakeBroker, trajectories: QueueSpec
+) -> None:
+    await (await make_broker()).delete(trajectories.name)
+    hand = Hand()
+    async with asyncio.TaskGroup() as group:  # all at once: each goes its way, once
+        for n in range(5):
+            group.create_task(broker.publish(to(trajectories, b"%d" % n)))
+    async with broker.consume(trajectories.name, 9, hand.take):
+        assert set(await hand.next_bodies(5)) == {b"%d" % n for n in range(5)}
+        assert await hand.stays_empty()
+
+
 async def test_a_consumer_of_a_queue_that_was_deleted_and_made_again_goes_on(
     make_broker: MakeBroker, broker: Broker, trajectories: QueueSpec
 ) -> None:

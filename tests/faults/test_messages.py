@@ -20,7 +20,7 @@ from broker.topology import (
     tool_queue,
     verify_queue,
 )
-from tests.support.cluster import Cluster
+from tests.support.cluster import KINDS, Cluster
 from tests.support.echo import echoing
 
 TASKS = 60
@@ -83,7 +83,7 @@ def test_the_broker_closes_channels_whose_deliveries_are_held_for_long(warren: C
     ["model", *[pytest.param(s, marks=pytest.mark.faults) for s in ("task", "tool", "verify")]],
 )
 def test_queues_that_lose_their_binding_are_bound_again(warren: Cluster, stage: str) -> None:
-    """What can't be routed stays with its publisher, which ends; its successor declares anew."""
+    """Whoever finds no way for a message declares its queues again; nobody ends for it."""
     queue, exchange, key = {
         "task": (task_queue("normal", ENV), TASK, task_key("normal", ENV)),
         "model": (model_queue("normal", "m"), MODEL, model_key("normal", "m")),
@@ -98,11 +98,12 @@ def test_queues_that_lose_their_binding_are_bound_again(warren: Cluster, stage: 
             bound = await channel.get_queue(queue.name)
             await bound.unbind(exchange.name, key)
 
-    warren.supervise()
     run = warren.enqueue(TASKS, "--window", "20")
     warren.answered(TASKS // 2)
+    before = [w for kind in KINDS for w in warren.living(kind)]
     warren.background.run(unbind())
     run.check()
+    assert all(worker.alive for worker in before)
 
 
 @contextlib.contextmanager
