@@ -130,8 +130,6 @@ class Call(Packed, frozen=True, kw_only=True):
     run: str
     environment: str
     lane: Lane = "normal"
-    force: bool = False
-    """Replace another carrier's claim: set only past that call's deadline."""
     tries: int = 0
     """How often a model or tool has already been asked in vain."""
 

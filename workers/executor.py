@@ -169,9 +169,7 @@ class Executor:
                 crash_at("executor.after_work")
                 if isinstance(done, Postponed):
                     await patiently(lambda: self._journal.put_off(ref))
-                    again = msgspec.structs.replace(
-                        call, tries=call.tries + done.tries, force=False
-                    )
+                    again = msgspec.structs.replace(call, tries=call.tries + done.tries)
                     return Later(done.delay_s, codec.encode(again))
                 await self._finish(call, ref, go, done)
                 crash_at("executor.after_reply")
@@ -184,7 +182,7 @@ class Executor:
         that another executor has in hand is kept too, until that one is done or gone.
         """
         while True:
-            begun = await self._journal.begin(ref, force=call.force)
+            begun = await self._journal.begin(ref)
             if not isinstance(begun, Lost | Busy) or time.time() > call.deadline:
                 return begun
             if isinstance(begun, Lost):
