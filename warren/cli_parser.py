@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from broker.errors import UsageError
 from warren.cli_commands import COMMANDS, Command, Word
-from warren.keys import KEYS, Key
+from warren.key import Key
+from warren.keys import KEYS
 from warren.settings import did_you_mean
 
 _ENDING = """\

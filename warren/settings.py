@@ -17,9 +17,7 @@ from urllib.parse import unquote
 from broker.errors import UsageError
 from broker.masking import Secret, Url, mask_url
 from warren import secret_files
-from warren.keys import (
-    KEYS,
-    PREFETCH,
+from warren.key import (
     Key,
     Unspoken,
     boolean,
@@ -32,6 +30,8 @@ from warren.keys import (
     url,
     variable,
 )
+from warren.keys import KEYS
+from warren.process_keys import PREFETCH
 from workers.model_gateway.config import Api, Azure, Price
 
 DEFAULT_FILE: Final = "warren.toml"
