@@ -55,7 +55,7 @@ def test_every_environment_of_the_page_loads(folder: Path) -> None:
 async def test_its_commands_do_what_it_says(folder: Path, block: Block) -> None:
     needs_sandbox = "sandbox" in block.info
     if needs_sandbox and isinstance(await sandbox.probe(), sandbox.Unavailable):
-        return  # the page says that it is needed; test_sandbox.py says how it is refused
+        return  # the page says that it is needed; tests/sandbox says how it is refused
     for line in block.text.splitlines():
         name, *words = shlex.split(line.removeprefix("$ "))
         assert name == "warren"

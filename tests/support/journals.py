@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from broker.journal.base import CallRef, Journal, Run, Runs
+from broker.journal.base import CallRef, Finished, Go, Journal, Run, Runs, Stored, Upload
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.journal.redis import RedisJournal, RedisRuns
 from broker.journal.sqlite import SqliteJournal, SqliteRuns
@@ -17,6 +17,8 @@ KINDS: Final[tuple[Kind, ...]] = ("memory", "sqlite", "redis")
 
 #: Leases in tests: longer than a busy machine may sleep.
 LEASE_S: Final = 30.0
+#: A result that is no text.
+ARRAYS: Final = bytes(range(256)) * 64
 
 
 @asynccontextmanager
@@ -99,3 +101,23 @@ async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float =
             if await condition():
                 return
             await asyncio.sleep(0.02)
+
+
+async def finished(journal: Journal, ref: CallRef, result: bytes = b"result") -> Finished:
+    """Claim and finish a call that can be."""
+    assert isinstance(await journal.begin(ref), Go)
+    done = await journal.finish(ref, result)
+    assert isinstance(done, Finished), done
+    return done
+
+
+def uploaded(run: Run, key: str, *results: str, inbox: str = "inbox") -> Upload:
+    """What its owner has of it: these paths, each with its own name as the result."""
+    return Upload(
+        rollout=key,
+        epoch=run.epoch,
+        attempt=run.attempt,
+        inbox=inbox,
+        results={path: Stored(b"request", path.encode()) for path in results},
+        first_taken_at=run.first_taken_at,
+    )

@@ -8,9 +8,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from workers.sandbox import SandboxResult
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Of an ordinary user that doesn't exist.
 STRANGER = 61234
+#: Hostile code: it opens ever more sockets, some of which no process holds any more.
+SOCKETS = """
+import os, socket, time
+held = [socket.socketpair() for _ in range(10)]
+a, b = socket.socketpair()
+for _ in range(10):
+    one, other = socket.socketpair()
+    socket.send_fds(a, [b'x'], [one.fileno(), other.fileno()])  # held by no process any more
+    one.close(); other.close()
+time.sleep(20)
+"""
 
 
 def install_bubblewrap() -> None:
@@ -31,6 +44,12 @@ def as_stranger(code: str, *around: str) -> "subprocess.CompletedProcess[str]":
         cwd="/",
         env={"PYTHONPATH": str(REPOSITORY), "PATH": os.defpath, "LANG": "C.UTF-8"},
     )
+
+
+def text(result: SandboxResult) -> str:
+    """What a program wrote that nobody killed."""
+    assert result.killed_by is None, result
+    return result.stdout.decode()
 
 
 async def eventually(condition: Callable[[], object], deadline_s: float = 20.0) -> None:
