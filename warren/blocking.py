@@ -4,10 +4,41 @@ Workers only log it (workers/watchdog.py); somebody looks at a command and shall
 """
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Final
 
-from workers.watchdog import EXIT_BLOCKED, Blockage
+from workers.watchdog import EXIT_BLOCKED, HARD, Blockage, watch_loop
+
+#: Waits for the first line of a dump, which hardly ever comes: a shell, since that costs nothing.
+_WAIT: Final = 'trap "" INT TERM; IFS= read -r line && exec "$0" "$@"'
+
+ISOLATED: Final = (
+    "isolated=True (tools, rewards) gives it a process that is killed at its timeout_s"
+)
+
+
+@contextmanager
+def watching(
+    limit_s: float, then: str, on_blocked: Callable[[Blockage], object] | None = None
+) -> Generator[None, None, None]:
+    """Guard the running loop of a command (watch_loop); `then` is what its user can do.
+
+    Code that holds the interpreter's lock lets nobody in this process say so: a process beside it
+    (warren/locked.py) reads where it stood, and says it.
+    """
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "warren.locked", f"{limit_s * HARD:g}", then]
+    with subprocess.Popen(["/bin/sh", "-c", _WAIT, *command], stdin=reading, stdout=2) as beside:
+        os.close(reading)
+        try:
+            with watch_loop(limit_s, on_blocked=on_blocked or _ending(then), dump_to=writing):
+                yield
+        finally:
+            os.close(writing)
+            beside.kill()
 
 
 def in_words(blockage: Blockage) -> str:
@@ -15,11 +46,11 @@ def in_words(blockage: Blockage) -> str:
     return (
         f"{blockage.culprit} blocked the event loop for {blockage.seconds:g} s: nothing else could "
         "run. Await in an `async def`, never block or loop long in it; a plain `def` runs in a "
-        "thread; isolated=True (tools, rewards) gives it a process that is killed at its timeout_s"
+        f"thread; {ISOLATED}"
     )
 
 
-def ending(then: str) -> Callable[[Blockage], None]:
+def _ending(then: str) -> Callable[[Blockage], None]:
     """For watch_loop: say it, and `then`, on stderr, and end the process."""
 
     def end(blockage: Blockage) -> None:

@@ -28,7 +28,7 @@ from producers.healing import heal
 from producers.publisher import Id, Instance, Publisher, queues_for, remaining
 from sinks.roles import collect_into
 from warren.accounts import Accounts
-from warren.blocking import ending
+from warren.blocking import watching
 from warren.connections import Connections, check_reachable, connect
 from warren.environment import Environment
 from warren.hosting import Plan, open_all
@@ -42,7 +42,6 @@ from warren.summary import RunSummary
 from warren.suspects import hosted
 from warren.torn import forget_torn
 from workers.model_gateway.config import ModelConfig
-from workers.watchdog import watch_loop
 
 #: A collector keeps this many times its concurrency out, so that its agents never wait for it.
 _WINDOW_FACTOR = 4
@@ -224,7 +223,7 @@ async def _work(
         open_all(at, plan) as sources,
         hosted(at, plan.environments),
     ):
-        with watch_loop(settings.block_limit_s, on_blocked=ending(_AGAIN)):
+        with watching(settings.block_limit_s, _AGAIN):
             await serve(at.broker, sources, stop=stop)
 
 

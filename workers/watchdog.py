@@ -29,11 +29,13 @@ LIMIT_S: Final = 30.0
 #: The thread looks this often per limit. It counts its looks, not seconds, so that a process that
 #: was itself stopped (SIGSTOP, a sleeping laptop) is not taken for a blocked one.
 _LOOKS: Final = 10
+#: faulthandler waits so much longer than the thread, which can say more.
+HARD: Final = 1.5
 #: sysexits.h: internal software error.
 EXIT_BLOCKED: Final = 70
 
 _OURS: Final = Path(__file__).resolve().parent.parent
-_LIBRARIES: Final = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")})
+_LIBRARIES: Final = tuple({sysconfig.get_path(p) for p in ("stdlib", "purelib", "scripts")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,16 @@ def watch_loop(
     *,
     on_blocked: Callable[[Blockage], object] = end_process,
     hard: bool = True,
+    dump_to: int = 2,
 ) -> Generator[None, None, None]:
     """Guard the running loop while the context is open.
 
     `on_blocked` is called in another thread, again after every further `limit_s`. `hard` arms
-    faulthandler too, of which a process has only one: where that thread can't run, it says where
-    all threads are and ends the process with 1.
+    faulthandler too, of which a process has only one: where that thread can't run, it ends the
+    process with 1 after HARD times the limit, and writes where all threads are to the descriptor
+    `dump_to`.
     """
-    guard = _Guard(asyncio.get_running_loop(), limit_s, on_blocked, hard)
+    guard = _Guard(asyncio.get_running_loop(), limit_s, on_blocked, dump_to if hard else None)
     guard.start()
     try:
         yield
@@ -88,12 +92,12 @@ class _Guard:
         loop: asyncio.AbstractEventLoop,
         limit_s: float,
         on_blocked: Callable[[Blockage], object],
-        hard: bool,
+        dump_to: int | None,
     ) -> None:
         self._loop = loop
         self._limit_s = limit_s
         self._on_blocked = on_blocked
-        self._hard = hard
+        self._dump_to = dump_to
         self._loop_thread = threading.get_ident()
         self._beaten = True
         self._stopped = threading.Event()
@@ -107,13 +111,14 @@ class _Guard:
         self._stopped.set()
         if self._beat is not None:
             self._beat.cancel()
-        if self._hard:
+        if self._dump_to is not None:
             faulthandler.cancel_dump_traceback_later()
 
     def _on_beat(self) -> None:
         self._beaten = True
-        if self._hard:  # later than the thread, which can say more
-            faulthandler.dump_traceback_later(1.5 * self._limit_s, exit=True)
+        if self._dump_to is not None:
+            later_s = HARD * self._limit_s
+            faulthandler.dump_traceback_later(later_s, exit=True, file=self._dump_to)
         self._beat = self._loop.call_later(self._limit_s / _LOOKS, self._on_beat)
 
     def _look(self) -> None:
@@ -134,14 +139,15 @@ class _Guard:
 
 def culprit(stack: Sequence[traceback.FrameSummary]) -> str:
     """`file:line: function` of the innermost frame that is the user's, else of the innermost."""
-    users = [frame for frame in stack if _is_users(frame.filename)]
+    users = [frame for frame in stack if is_users(frame.filename)]
     if not stack:
         return "unknown"
     frame = (users or stack)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.name}"
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """Whether the file is an environment's: neither ours nor a library."""
     if filename.startswith("<") or filename.startswith(_LIBRARIES):
         return False
     path = Path(filename)

@@ -8,7 +8,7 @@ import pytest
 from tests.support.command import at_once, ended, rows_of, spawn, warren, write_rows
 
 SOURCE = """
-import os, time
+import os, re, time
 from warren import Environment, Rollout
 
 env = Environment("stuck", judge_model="scripted", tasks="tasks.jsonl")
@@ -19,10 +19,16 @@ def waits_for(what):
         time.sleep(60)
 
 
+def holds_the_lock():
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
 @env.tool
 async def look() -> str:
     "Look."
     waits_for("tool")
+    if os.environ.get("BLOCKS") == "everything":
+        holds_the_lock()
     return "seen"
 
 
@@ -84,3 +90,16 @@ def test_collect_and_env_test_name_the_tool_and_reverify_the_reward_or_judge(fol
     assert done.code == 70, done.err
     assert "stuck.py:10: waits_for blocked the event loop" in done.err
     assert "what was scored is safe" in done.err
+
+
+def test_code_that_holds_the_interpreters_lock_is_named_with_what_to_write(folder: Path) -> None:
+    for done in at_once(COLLECT, ENV_TEST, cwd=folder, BLOCKS="everything", **LIMIT):
+        assert done.code == 1, done.err
+        assert done.out == ""
+        first, then, *frames = done.err.splitlines()
+        assert "stuck.py:14: holds_the_lock held the interpreter's lock for 2.25 s" in first
+        assert "isolated=True" in first
+        assert then.startswith("warren: ")
+        assert [line for line in frames if "in look" in line], "its stack, innermost first"
+        assert done.err.count("most recent call first") == 1, "nobody else's"
+    warren(*COLLECT, cwd=folder).ok()

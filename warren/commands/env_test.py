@@ -7,18 +7,21 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 from broker.errors import UsageError
 from producers.checks import BadRow, task_row
 from producers.datasets import BadDataset, read_lines
-from warren.blocking import in_words
+from warren.blocking import in_words, watching
 from warren.env_test import Report, try_environment
 from warren.environment import Environment
 from warren.loading import load_environment
 from warren.options import EXIT_FAILED, EXIT_OK, EnvTestOptions
 from warren.sandboxing import sandboxed
 from warren.settings import Settings
-from workers.watchdog import Blockage, watch_loop
+from workers.watchdog import Blockage
+
+_MEND: Final = "mend it, and run the same command again"
 
 
 async def run(options: EnvTestOptions, settings: Settings) -> int:
@@ -33,7 +36,7 @@ async def run(options: EnvTestOptions, settings: Settings) -> int:
         os._exit(EXIT_FAILED)
 
     async with sandboxed(risky, unsafe=settings.unsafe_no_sandbox):
-        with watch_loop(settings.block_limit_s, on_blocked=blocked):
+        with watching(settings.block_limit_s, _MEND, on_blocked=blocked):
             report = await try_environment(environment, rows)
     _say(report, options)
     return EXIT_FAILED if report.problems else EXIT_OK

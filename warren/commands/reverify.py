@@ -10,7 +10,7 @@ from broker.errors import UsageError
 from sinks.base import Output
 from sinks.jsonl import JsonlFile
 from sinks.rows import RowDict
-from warren.blocking import ending
+from warren.blocking import watching
 from warren.loading import load_environment
 from warren.models import SCRIPTED, served
 from warren.options import EXIT_OK, ReverifyOptions
@@ -20,7 +20,6 @@ from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from warren.stored import rows_in
 from warren.summary import Accumulator, RunSummary
-from workers.watchdog import watch_loop
 
 _AGAIN = "what was scored is safe; mend it, and run the same command again"
 
@@ -52,7 +51,7 @@ async def run(options: ReverifyOptions, settings: Settings) -> int:
             sandboxed(risky, unsafe=settings.unsafe_no_sandbox),
             scorer(spec, models) as scoring,
         ):
-            with watch_loop(settings.block_limit_s, on_blocked=ending(_AGAIN)):
+            with watching(settings.block_limit_s, _AGAIN):
                 await reverify(
                     (_of(spec.name, row) for row in chain([first], rows)),
                     scoring,
