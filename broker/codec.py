@@ -150,7 +150,9 @@ def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
 
 @functools.cache
 def _compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=1, write_content_size=True)
+    # Finds what repeats (prompts that contain each other, conversations) and leaves the rest as it
+    # is: token arrays would shrink by a sixth for ten times the CPU, there and at each reader.
+    return zstandard.ZstdCompressor(level=-1, write_content_size=True)
 
 
 def decompress(body: bytes) -> bytes:

@@ -83,7 +83,7 @@ class JsonlFile:
     def _append(self, file: AppendFile, rows: list[Row], written: list[RowSummary]) -> None:
         crash_at("sink.before_write")
         try:
-            file.append(b"".join(row.data + b"\n" for row in rows))
+            file.append(*(piece for row in rows for piece in (row.data, b"\n")))
         except OutputFull as e:
             raise OutputFull(str(e), tuple(written)) from e
         crash_at("sink.after_fsync")

@@ -208,7 +208,7 @@ class PartFiles:
         return True
 
     def _write(self, rows: Sequence[Row]) -> Path:
-        data = b"".join(row.data + b"\n" for row in rows)
+        data = b"\n".join([*(row.data for row in rows), b""])
         if self._format == "jsonl.zst":
             data = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(data)
         temporary = self._root / f".tmp-{self._shard}-{uuid.uuid4().hex}"

@@ -275,7 +275,8 @@ def test_any_batches_with_any_torn_end_leave_each_rollout_once(
 def test_the_disk_does_what_it_says(tmp_path: Path) -> None:
     disk, path = Disk(), tmp_path / "a"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert disk.write(fd, b"abc") == 3
+    assert disk.write(fd, b"a", b"bc") == 3
+    assert disk.write(fd, *[b"d"] * 5000) == 5000  # more than the kernel takes at once
     disk.truncate(fd, 1)
     disk.fsync(fd)
     os.close(fd)

@@ -24,14 +24,15 @@ class FaultyDisk(Disk):
         """Fail no more."""
         self._faults.clear()
 
-    def write(self, fd: int, data: bytes) -> int:
+    def write(self, fd: int, *pieces: bytes) -> int:
+        data = b"".join(pieces)
         if self._takes("short"):
             return os.write(fd, data[: len(data) // 2])
         for name in _ERRORS:
             if self._takes(name):
                 os.write(fd, data[: len(data) // 3])
                 raise _error(name)
-        return super().write(fd, data)
+        return super().write(fd, *pieces)
 
     def fsync(self, fd: int) -> None:
         self._maybe("fsync")
