@@ -40,6 +40,7 @@ _SETTLE: Final = struct.Struct(">BHIIQBB")
 
 _HAS_HEADERS: Final = 1 << 13
 _HAS_MODE: Final = 1 << 12
+_HAS_EXPIRATION: Final = 1 << 8
 _HAS_ID: Final = 1 << 7
 _HAS_TYPE: Final = 1 << 5
 
@@ -177,12 +178,18 @@ def _content_header(message: Outgoing, message_id: str) -> bytes:
     if message.headers:
         flags |= _HAS_HEADERS
         table = encode.field_table(dict(message.headers))
+    expiration = b""
+    if message.expires_s is not None:
+        flags |= _HAS_EXPIRATION
+        text = b"%d" % max(message.expires_s * 1000, 0)
+        expiration = bytes([len(text)]) + text
     kind, id_ = message.kind.encode(), message_id.encode()
     return b"".join(
         (
             _CONTENT.pack(_BASIC, 0, len(message.body), flags),
             table,
             b"\x02" if message.persistent else b"\x01",
+            expiration,
             bytes([len(id_)]),
             id_,
             bytes([len(kind)]),

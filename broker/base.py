@@ -26,6 +26,9 @@ class Outgoing(msgspec.Struct, frozen=True):
     """The message's type and schema version, `task.v1`."""
     headers: Mapping[str, Header] = {}
     persistent: bool = True
+    expires_s: float | None = None
+    """Dead-lettered (reason `expired`) when it is ready for longer than this; coming back to its
+    queue does not prolong it. Queues look at their first message only."""
 
 
 class Delivery(Protocol):

@@ -34,6 +34,8 @@ class Stored:
     redelivered: bool = False
     returns: int = 0
     """How often it was given back; beyond `x-delivery-limit` it is dead-lettered."""
+    expires_s: float = math.inf
+    """After how long, by its publisher's wish."""
     expires_at: float = math.inf
     """Loop time, kept when the message is given back."""
 
@@ -167,6 +169,8 @@ class MemoryQueue:
         self._timer: asyncio.TimerHandle | None = None
         arguments = spec.arguments
         self._ttl_s = float(arguments.get("x-message-ttl", math.inf)) / 1000
+        self._may_expire = False
+        """Whether a message with an end has ever come."""
         self._max_ready = float(arguments.get("x-max-length", math.inf))
         self._rejects = arguments.get("x-overflow") == "reject-publish"
         self._max_returns = float(arguments.get("x-delivery-limit", math.inf))
@@ -181,8 +185,10 @@ class MemoryQueue:
             if self._rejects:
                 return False
             self._bury(self.ready.popleft(), "maxlen")
-        if self._ttl_s < math.inf:
-            message.expires_at = self._loop.time() + self._ttl_s
+        ttl_s = min(self._ttl_s, message.expires_s)
+        if ttl_s < math.inf:
+            message.expires_at = self._loop.time() + ttl_s
+            self._may_expire = True
         self.ready.append(message)
         self.wake()
         return True
@@ -220,7 +226,7 @@ class MemoryQueue:
         except BaseException:
             self.wake()  # one consumer's bug must not strand the rest; the loop reports it
             raise
-        if self._ttl_s < math.inf:
+        if self._may_expire:
             self._arm()
 
     def _next_consumer(self) -> Taker | None:
@@ -239,7 +245,7 @@ class MemoryQueue:
             self._bury(self.ready.popleft(), "expired")
 
     def _arm(self) -> None:
-        """Wake up when the head expires. One TTL per queue, so nothing behind it expires first."""
+        """Wake up when the head expires: nothing behind it does before, as in RabbitMQ."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -262,7 +268,10 @@ class MemoryQueue:
 
 
 def _stored(message: Outgoing) -> Stored:
-    return Stored(message.exchange, message.key, message.body, message.kind, message.headers)
+    stored = Stored(message.exchange, message.key, message.body, message.kind, message.headers)
+    if message.expires_s is not None:
+        stored.expires_s = message.expires_s
+    return stored
 
 
 def _difference(known: QueueSpec, asked: QueueSpec) -> str:

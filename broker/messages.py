@@ -8,6 +8,7 @@ whoever needs them. So a hop costs the envelope, not the conversation.
     Trajectory -> verifier   Result -> sink, trainer
 """
 
+import math
 from typing import Final, Literal
 
 import msgspec
@@ -50,6 +51,22 @@ class Sampling(Packed, frozen=True, kw_only=True):
     seed: int | None = None
 
 
+class Waits(Packed, frozen=True, kw_only=True):
+    """How long a message may wait in each kind of queue until somebody begins on it, in seconds.
+
+    None: for any time. What has begun goes on, however often it comes back to the queue.
+    """
+
+    task_s: float | None = None
+    """From its publication until an agent takes it; then a failed row."""
+    model_s: float | None = None
+    """Until a gateway begins; then the call has failed."""
+    tool_s: float | None = None
+    """Until a tool worker begins; then the call has failed."""
+    verify_s: float | None = None
+    """From the rollout's end until a verifier takes it; then a failed row, with the rollout."""
+
+
 class Limits(Packed, frozen=True, kw_only=True):
     """What ends a rollout early, as `truncated`."""
 
@@ -60,6 +77,7 @@ class Limits(Packed, frozen=True, kw_only=True):
     """Per model or tool call, waiting in queues included."""
     max_total_tokens: int | None = None
     """Prompt and generated tokens over all calls of the rollout."""
+    waits: Waits = Waits()
 
 
 class Budget(Packed, frozen=True, kw_only=True):
@@ -107,6 +125,22 @@ class Task(Packed, frozen=True, kw_only=True):
     @property
     def journal_key(self) -> str:
         return journal_key(self.run, self.generation, self.task_index, self.repeat, self.attempt)
+
+    @property
+    def begin_by(self) -> float:
+        """Unix seconds by which an agent must have taken it."""
+        return self.enqueued_at + unless_none(self.limits.waits.task_s)
+
+
+def waited_too_long(kind: str, wait_s: float | None) -> Failure:
+    """Nobody began on a message within its queue's deadline."""
+    message = f"waited longer than {unless_none(wait_s):g} s in its {kind} queue (--{kind}-wait)"
+    return Failure(kind="infra", message=message)
+
+
+def unless_none(wait_s: float | None) -> float:
+    """The wait, or infinity where there is no limit to it."""
+    return math.inf if wait_s is None else wait_s
 
 
 class Call(Packed, frozen=True, kw_only=True):
@@ -303,6 +337,11 @@ class Trajectory(Packed, frozen=True, kw_only=True):
     session: bytes = b""
     started_at: float = 0.0
     finished_at: float = 0.0
+
+
+def begin_by(trajectory: Trajectory, task: Task) -> float:
+    """Unix seconds by which a verifier must have taken a trajectory."""
+    return trajectory.finished_at + unless_none(task.limits.waits.verify_s)
 
 
 class Verdict(Packed, frozen=True, kw_only=True):

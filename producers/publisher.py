@@ -277,12 +277,13 @@ def queues_for(environment: str, run: str, audiences: Sequence[str]) -> list[Que
 
 
 def task_message(task: Task) -> Outgoing:
-    """The task on its way to its environment's agents. Raises TooLarge."""
+    """The task on its way to its environment's agents, just enqueued. Raises TooLarge."""
     return Outgoing(
         exchange=TASK.name,
         key=task_key(task.lane, task.environment),
         body=codec.encode(task),
         kind=codec.kind_of(Task),
+        expires_s=task.limits.waits.task_s,
     )
 
 

@@ -275,7 +275,9 @@ class TrainerClient:
             log.error("the rollout's task cannot be read", extra=extra)
             return
         for repeat in self._in_hand.missing(rollout):
-            again = msgspec.structs.replace(task, repeat=repeat, attempt=1, lane="normal")
+            again = msgspec.structs.replace(
+                task, repeat=repeat, attempt=1, lane="normal", enqueued_at=time.time()
+            )
             await publish_patiently(self._broker, task_message(again))
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:

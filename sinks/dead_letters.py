@@ -6,6 +6,9 @@
     result      -> a failed result to the one audience that could not take it
     anything unreadable, or dead a second time -> nobody to tell
 
+What outlived its queue's deadline (`Waits`) is settled like that only if nobody has begun on it in
+time; else it goes on, and nothing is kept.
+
 Then the raw message moves to the `kept` queue (confirmed), which `warren dlq` shows, and only
 then it is acknowledged. Settling twice is harmless: all of it is first-wins.
 """
@@ -15,10 +18,23 @@ import time
 import uuid
 from typing import Final
 
+import msgspec
+
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.errors import Unroutable, WireError
-from broker.journal.base import CallRef, Committed, Finished, Found, Go, Gone, Journal, Lost, Owned
+from broker.journal.base import (
+    CallRef,
+    Committed,
+    Finished,
+    Found,
+    Go,
+    Gone,
+    Journal,
+    Lost,
+    Owned,
+    Run,
+)
 from broker.messages import (
     Call,
     Failure,
@@ -32,6 +48,8 @@ from broker.messages import (
     ToolResult,
     Trajectory,
     Verdict,
+    begin_by,
+    waited_too_long,
 )
 from broker.names import shard_of
 from broker.serve import (
@@ -43,7 +61,17 @@ from broker.serve import (
     own_headers,
     publish_patiently,
 )
-from broker.topology import KEPT, REPLY, RESULT, SINK_SHARDS, dead_queue, result_key
+from broker.topology import (
+    KEPT,
+    REPLY,
+    RESULT,
+    SINK_SHARDS,
+    TASK,
+    VERIFY,
+    dead_queue,
+    result_key,
+    task_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +80,8 @@ SETTLES_HEADER: Final = "warren-settles"
 #: On a kept message: the key that it died under, for its replay.
 KEY_HEADER: Final = "warren-key"
 _PREFETCH: Final = 16
+#: The broker's word for what waited longer than its publisher wished.
+EXPIRED: Final = "expired"
 
 
 def dead_letter_source(broker: Broker, journal: Journal) -> Source:
@@ -70,6 +100,8 @@ class DeadLetters:
     async def handle(self, delivery: Delivery) -> Outcome:
         """Settle one letter, keep it, then acknowledge it."""
         reason, queue = cause(delivery)
+        if reason == EXPIRED and await self._goes_on(delivery):
+            return Ack()
         log.error("settling a dead letter", extra={"queue": queue, "reason": reason})
         if SETTLES_HEADER not in delivery.headers and queue != dead_queue().name:
             try:
@@ -79,10 +111,50 @@ class DeadLetters:
         await publish_patiently(self._broker, kept(delivery, reason, queue))
         return Ack()
 
+    async def _goes_on(self, letter: Delivery) -> bool:
+        """Whether somebody began on it in time: then it is sent again, without a deadline.
+
+        It came back to its queue meanwhile, from whoever had it.
+        """
+        try:
+            again = await self._begun(letter)
+        except WireError:
+            return False
+        if again is not None:
+            await publish_patiently(self._broker, again)
+        return again is not None
+
+    async def _begun(self, letter: Delivery) -> Outgoing | None:
+        match letter.kind.partition(".")[0]:
+            case "task":
+                task = codec.decode(Task, letter.body, letter.kind)
+                if not await self._was_taken(task.journal_key, task.begin_by):
+                    return None
+                key = task_key("resume", task.environment)
+                return Outgoing(TASK.name, key, letter.body, letter.kind)
+            case "trajectory":
+                trajectory = codec.decode(Trajectory, letter.body, letter.kind)
+                task = codec.read(Task, trajectory.task)
+                key = f"{trajectory.rollout}/verify"
+                if not await self._was_taken(key, begin_by(trajectory, task)):
+                    return None
+                return Outgoing(VERIFY.name, task.environment, letter.body, letter.kind)
+        return None
+
+    async def _was_taken(self, key: str, begin_by: float) -> bool:
+        """Whether somebody has owned it by then, or does now."""
+        now = time.time()
+        taken = await self._journal.take(key, self._inbox, counts=False)
+        if not isinstance(taken, Run):
+            return isinstance(taken, Owned)
+        await self._journal.release(key, taken.epoch, self._inbox)
+        return taken.attempt > 1 or taken.first_taken_at <= min(begin_by, now)
+
     async def _settle(self, letter: Delivery, why: Failure) -> None:
         match letter.kind.partition(".")[0]:
             case "task":
-                await self._task(codec.decode(Task, letter.body, letter.kind), why)
+                task = codec.decode(Task, letter.body, letter.kind)
+                await self._task(task, _late(why, "task", task.limits.waits.task_s) or why)
             case "modelcall":
                 error = codec.pack(ModelResult(error=why))
                 await self._call(codec.decode(ModelCall, letter.body, letter.kind), error)
@@ -129,7 +201,9 @@ class DeadLetters:
         if isinstance(found, Gone):
             return
         task = codec.read(Task, trajectory.task)
-        error = Failure(kind="verifier", message=why.message, where=why.where)
+        error = _late(why, "verify", task.limits.waits.verify_s) or Failure(
+            kind="verifier", message=why.message, where=why.where
+        )
         await self._publish(task, codec.pack(trajectory), Verdict(reward=None, error=error))
 
     async def _result(self, result: Result, why: Failure, key: str) -> None:
@@ -195,6 +269,12 @@ def kept(delivery: Delivery, reason: str, queue: str) -> Outgoing:
         kind=delivery.kind,
         headers={**own_headers(delivery), **why},
     )
+
+
+def _late(why: Failure, kind: str, wait_s: float | None) -> Failure | None:
+    if why.message != EXPIRED:
+        return None
+    return msgspec.structs.replace(waited_too_long(kind, wait_s), where=why.where)
 
 
 def failed_trajectory(task: Task, epoch: str, attempt: int, why: Failure) -> Trajectory:

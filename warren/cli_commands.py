@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.errors import UsageError
-from broker.messages import Budget, Limits, Sampling
+from broker.messages import Budget, Limits, Sampling, Waits
 from warren.examples import read_examples
 from warren.options import (
     WORKER_KINDS,
@@ -26,6 +26,7 @@ from warren.options import (
     WorkerKind,
     WorkerOptions,
 )
+from warren.run_keys import WAITS
 from warren.settings import Settings, Values
 
 
@@ -78,7 +79,7 @@ _RUN: Final = (
     *(*_ENDPOINT, "judge_model", "judge_base_url"),
     *("run_id", "repeats", "limit", "temperature", "top_p", "max_output_tokens", "seed"),
     *("max_steps", "timeout", "call_timeout", "max_total_tokens", "system_prompt", "examples"),
-    *("max_cost", "max_tokens"),
+    *("max_cost", "max_tokens", "task_wait", "model_wait", "tool_wait", "verify_wait"),
     *("window", "max_failed", "skip_bad", "retry_failed", "quiet", "json"),
 )
 
@@ -103,6 +104,7 @@ def _run_options(given: Given) -> dict[str, Any]:
             timeout_s=get("timeout"),
             call_timeout_s=get("call_timeout"),
             max_total_tokens=get("max_total_tokens"),
+            waits=Waits(**{f"{kind}_s": get(f"{kind}_wait") for kind in WAITS}),
         ),
         "budget": Budget(max_tokens=get("max_tokens"), max_cost_usd=get("max_cost")),
         "judge_model": get("judge_model"),

@@ -6,6 +6,7 @@ result, is published once more, confirmed, before the kept message goes.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -155,7 +156,9 @@ async def replay(broker: Broker, letter: Letter) -> None:
             f"{letter.id}: {task.rollout_id} belongs to {', '.join(task.audiences)}: run "
             "`warren collect ... --retry-failed` there"
         )
-    again = msgspec.structs.replace(task, attempt=task.attempt + 1, lane="normal")
+    again = msgspec.structs.replace(
+        task, attempt=task.attempt + 1, lane="normal", enqueued_at=time.time()
+    )
     await broker.declare(queues_for(task.environment, task.run, task.audiences))
     await publish_patiently(broker, task_message(again))
     letter.delivery.ack()

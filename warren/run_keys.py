@@ -4,6 +4,14 @@ from typing import Final
 
 from warren.key import COUNT, SECONDS, Key, boolean, name, number, one_of, path, text
 
+#: The kinds of queue whose messages may wait for a limited time only, and what follows.
+WAITS: Final = {
+    "task": "a task may wait for an agent, then it is a failed row",
+    "model": "a model call may wait for a gateway, then it has failed",
+    "tool": "a tool call may wait for a tool worker, then it has failed",
+    "verify": "a rollout may wait for a verifier, then it is a failed row",
+}
+
 RUN: Final[tuple[Key, ...]] = (
     Key(
         name="environment",
@@ -81,6 +89,16 @@ RUN: Final[tuple[Key, ...]] = (
         parse=COUNT,
         toml="limits.max_total_tokens",
         metavar="N",
+    ),
+    *(
+        Key(
+            name=f"{kind}_wait",
+            help=f"seconds that {what} (default: any time)",
+            parse=SECONDS,
+            toml=f"limits.{kind}_wait_s",
+            metavar="SECONDS",
+        )
+        for kind, what in WAITS.items()
     ),
     Key(
         name="max_cost",

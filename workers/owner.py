@@ -7,9 +7,10 @@ publishes again what was lost with a connection, and notices when another worker
 
 import asyncio
 import logging
+import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
@@ -52,6 +53,10 @@ SETTLE_S: Final = 3.0
 LOST_GRACE_S: Final = 30.0
 
 
+class NotBegun(Exception):
+    """Nobody has begun on a call within its queue's deadline."""
+
+
 class Replaced(Exception):
     """Another worker or attempt owns this rollout by now: stop, and take it again to see."""
 
@@ -81,6 +86,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     on_timeout: Callable[[], bytes]
     """The packed result that says so."""
+    wait_s: float | None = None
+    """How long it may wait until somebody begins on it; None: until its deadline."""
+    on_wait: Callable[[], bytes] | None = None
+    """The packed result that says that nobody did."""
     queue: QueueSpec | None = None
     """Where it goes, if nobody else is sure to have declared that: models that code names."""
 
@@ -91,6 +100,8 @@ class _Waiting:
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.deadline = time.time() + ask.timeout_s
+        self.begin_by = time.time() + (math.inf if ask.wait_s is None else ask.wait_s)
+        """Unix seconds; infinite once it is known that somebody has begun."""
         self.lost_at: float | None = None
         """Loop time at which the journal that knew of this call was lost."""
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -162,7 +173,9 @@ class Owner:
             crash_at("owner.after_reply")
             return answer
         except TimeoutError:
-            return await self._give_up(waiting)
+            return await self._give_up(waiting, ask.on_timeout())
+        except NotBegun:
+            return await self._give_up(waiting, (ask.on_wait or ask.on_timeout)())
         finally:
             del self._waiting[ask.path]
 
@@ -207,8 +220,8 @@ class Owner:
                 case "mismatch":
                     raise Nondeterministic(reply.path)
 
-    async def _give_up(self, waiting: _Waiting) -> bytes:
-        """The deadline has passed: record that as the result, unless a real one was first."""
+    async def _give_up(self, waiting: _Waiting, given_up: bytes) -> bytes:
+        """A deadline has passed: record that as the result, unless a real one was first."""
         ref = CallRef(
             rollout=self.key,
             epoch=self.run.epoch,
@@ -217,7 +230,6 @@ class Owner:
             request_hash=waiting.ask.request_hash,
             held=len(self.results),
         )
-        given_up = waiting.ask.on_timeout()
         while True:
             match await patiently(lambda: self._journal.finish(ref, given_up)):
                 case Finished(result):
@@ -275,7 +287,9 @@ class Owner:
             if stored is not None:
                 waiting.hear(self._noticed(waiting, "result", stored.result))
             elif path in seen.claimed or path not in self._waiting:
-                continue
+                waiting.begin_by = math.inf
+            elif waiting.begin_by <= time.time():
+                waiting.fail(NotBegun(path))
             elif reconnected or waiting.is_long_lost():
                 waiting.lost_at = None
                 await self._publish_again(waiting)
@@ -308,6 +322,12 @@ class Owner:
     def waits(self) -> bool:
         """Whether any call is out."""
         return bool(self._waiting)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a call is out that somebody should have begun on by now."""
+        now = time.time()
+        return any(waiting.begin_by <= now for waiting in self._waiting.values())
 
 
 class Inbox:
@@ -391,17 +411,17 @@ class Inbox:
             await asyncio.sleep(min(1.0, self._sweep_s))
             reconnected = self._broker.reconnects != seen
             if not reconnected and clock() - swept_at < self._sweep_s:
+                await self._sweep([o for o in self._owners.values() if o.is_overdue])
                 continue
             if reconnected:
                 await asyncio.sleep(SETTLE_S)
             seen, swept_at = self._broker.reconnects, clock()
-            await self._sweep(reconnected)
+            await self._sweep([o for o in self._owners.values() if o.waits], reconnected)
 
-    async def _sweep(self, reconnected: bool) -> None:
+    async def _sweep(self, owners: Sequence[Owner], reconnected: bool = False) -> None:
         async with asyncio.TaskGroup() as group:
-            for owner in list(self._owners.values()):
-                if owner.waits:
-                    group.create_task(self._sweep_one(owner, reconnected))
+            for owner in owners:
+                group.create_task(self._sweep_one(owner, reconnected))
 
     async def _sweep_one(self, owner: Owner, reconnected: bool) -> None:
         try:

@@ -7,13 +7,14 @@ and first-wins hold. `Rig.results` collects what sinks would get.
 import asyncio
 import inspect
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from broker import codec
-from broker.base import Delivery, Outgoing
+from broker.base import Delivery
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.memory import MemoryBroker
 from broker.messages import (
@@ -33,14 +34,13 @@ from broker.serve import Ack, Outcome, Source, serve
 from broker.shared.memory import MemoryShared
 from broker.topology import (
     LANES,
-    TASK,
     ladder_queues,
     model_queue,
     run_results_queue,
-    task_key,
     task_queue,
     tool_queue,
 )
+from producers.publisher import task_message
 from workers.agent.worker import AgentSettings, AgentWorker
 from workers.executor import Done, Executor
 from workers.owner import Inbox
@@ -156,10 +156,7 @@ class Rig:
     async def submit(self, *indices: int, **changes: Any) -> None:
         """Publish tasks."""
         for index in indices:
-            task = self.task(index, **changes)
-            body = codec.encode(task)
-            key = task_key(task.lane, task.environment)
-            await self.node.publish(Outgoing(TASK.name, key, body, codec.kind_of(Task)))
+            await self.node.publish(task_message(self.task(index, **changes)))
 
     def task(self, index: int = 0, **changes: Any) -> Task:
         """A task of this rig's environment."""
@@ -174,6 +171,7 @@ class Rig:
             "row": json.dumps(row).encode(),
             "limits": Limits(max_steps=10, timeout_s=20.0, call_timeout_s=10.0),
             "audiences": ("test",),
+            "enqueued_at": time.time(),
         }
         return Task(**(fields | changes))
 

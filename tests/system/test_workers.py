@@ -185,6 +185,32 @@ def test_a_cancelled_runs_tasks_become_cancelled_rows(
     assert (unknown.code, run in unknown.err) == (2, True)
 
 
+def test_queues_that_nobody_works_on_close_the_count_at_their_deadlines(
+    here: Place, tmp_path: Path, fresh_names: Names
+) -> None:
+    """First there are no workers at all, then only an agent."""
+    name = fresh_names.environment
+    file = tmp_path / "mine.py"
+    file.write_text(f"from warren import Environment\nenv = Environment({name!r})\n", "utf-8")
+    tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(20)])
+    (tmp_path / "warren.toml").write_text("[limits]\nmodel_wait_s = 0.5\nverify_wait_s = 0.5\n")
+
+    def errors(output: str, *more: object) -> set[str]:
+        common = ("--env", file, "--model", "scripted", "--workers", "external", "-q")
+        words = ("collect", tasks, *common, "-o", output, *more)
+        warren(*words, cwd=tmp_path, **here.variables).ok()
+        rows = rows_of(tmp_path / output)
+        assert ids_of(rows) == [(i, 0) for i in range(20)]
+        assert {row["reward"] for row in rows} == {None}
+        assert {row["warren"]["error"]["kind"] for row in rows} == {"infra"}
+        return {row["warren"]["error"]["message"] for row in rows}
+
+    late = "waited longer than 0.5 s in its {0} queue (--{0}-wait)"
+    assert errors("none.jsonl", "--task-wait", "0.5") == {late.format("task")}
+    here.start("agent", env=file)
+    assert errors("agent.jsonl") == {late.format("model")}
+
+
 def test_an_interrupted_collector_with_external_workers_says_how_to_go_on_or_cancel(
     here: Place, tmp_path: Path, fresh_names: Names, moody: Path
 ) -> None:

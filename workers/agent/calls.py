@@ -17,6 +17,7 @@ from broker.messages import (
     Task,
     ToolCall,
     ToolResult,
+    waited_too_long,
 )
 from broker.topology import MODEL, TOOL, Lane, model_key, model_queue
 from workers.agent.conversation import Conversation
@@ -67,6 +68,7 @@ class CallMaker:
         self._spec = spec
         self._row = row
         self._options = dict(options)
+        self._waits = task.limits.waits
         self._lane = call_lane(task)
         self._fields = {"run": task.run, "environment": task.environment, "lane": self._lane}
         self._records: dict[str, CallRecord | None] = {}
@@ -121,6 +123,8 @@ class CallMaker:
             fields=self._fields,
             timeout_s=self._timeout_s(),
             on_timeout=functools.partial(_model_timeout, name, self._task.limits.call_timeout_s),
+            wait_s=self._waits.model_s,
+            on_wait=functools.partial(_model_late, self._waits.model_s),
             queue=None if policy else model_queue(self._lane, name),
         )
         self._records[path] = None
@@ -225,6 +229,8 @@ class CallMaker:
             fields=self._fields,
             timeout_s=self._timeout_s(),
             on_timeout=functools.partial(_tool_timeout, name, self._task.limits.call_timeout_s),
+            wait_s=self._waits.tool_s,
+            on_wait=functools.partial(_tool_late, self._waits.tool_s),
         )
         self._records[path] = None
         started_at = time.time()
@@ -292,6 +298,15 @@ def _budget(message: str) -> Failure:
 def _model_timeout(model: str, timeout_s: float) -> bytes:
     message = f"no answer from model {model!r} within {timeout_s:g} s"
     return codec.pack(ModelResult(error=Failure(kind="infra", message=message)))
+
+
+def _model_late(wait_s: float | None) -> bytes:
+    return codec.pack(ModelResult(error=waited_too_long("model", wait_s)))
+
+
+def _tool_late(wait_s: float | None) -> bytes:
+    error = waited_too_long("tool", wait_s)
+    return codec.pack(ToolResult(output=f"error: {error.message}", error=error))
 
 
 def _tool_timeout(tool: str, timeout_s: float) -> bytes:

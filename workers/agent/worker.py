@@ -22,7 +22,7 @@ from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge
 from broker.journal.base import Committed, Journal, Owned, Run, Runs
 from broker.journal.patience import patiently
-from broker.messages import Failure, Task, Trajectory
+from broker.messages import Failure, Task, Trajectory, waited_too_long
 from broker.serve import Ack, GiveBack, Outcome, Source, publish_patiently
 from broker.shared.base import Shared
 from broker.shared.memory import MemoryShared
@@ -306,6 +306,8 @@ class AgentWorker:
         """Why this rollout must not run at all."""
         if await self._is_cancelled(task.run):
             return Failure(kind="cancelled", message="the run was cancelled")
+        if not run.ended and run.attempt == 1 and run.first_taken_at > task.begin_by:
+            return waited_too_long("task", task.limits.waits.task_s)
         if not run.ended and (why := await self._budgets.exceeded(task)) is not None:
             return why
         if task.lane != "suspect" or run.ended:
@@ -329,6 +331,7 @@ class AgentWorker:
                 key=task.environment,
                 body=body,
                 kind=codec.kind_of(Trajectory),
+                expires_s=task.limits.waits.verify_s,
             ),
         )
 

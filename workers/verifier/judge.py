@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker import codec
-from broker.messages import CallRecord, Failure, ModelCall, ModelResult, Task
+from broker.messages import CallRecord, Failure, ModelCall, ModelResult, Task, waited_too_long
 from broker.topology import MODEL, model_key, model_queue
 from workers.owner import Ask, Owner
 from workers.rewards import cause_of
@@ -162,6 +162,8 @@ class Judge:
                 },
                 timeout_s=limit_s,
                 on_timeout=functools.partial(_no_answer, model, limit_s),
+                wait_s=self._task.limits.waits.model_s,
+                on_wait=functools.partial(_late, self._task.limits.waits.model_s),
                 queue=model_queue(self._task.lane, model),
             )
         )
@@ -180,6 +182,10 @@ class Judge:
 
 def _message(role: str, text: str) -> Item:
     return {"role": role, "content": text}
+
+
+def _late(wait_s: float | None) -> bytes:
+    return codec.pack(ModelResult(error=waited_too_long("model", wait_s)))
 
 
 def _no_answer(model: str, timeout_s: float) -> bytes:

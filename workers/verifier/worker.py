@@ -19,7 +19,15 @@ from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable, TooLarge, Unroutable, WireError
 from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
 from broker.journal.patience import patiently
-from broker.messages import Failure, Result, Task, Trajectory, Verdict
+from broker.messages import (
+    Failure,
+    Result,
+    Task,
+    Trajectory,
+    Verdict,
+    begin_by,
+    waited_too_long,
+)
 from broker.names import shard_of
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
 from broker.topology import (
@@ -175,6 +183,9 @@ class VerifierWorker:
                 limit = MAX_ISOLATED_TAKES if spec.name in self._isolations else MAX_TAKES
                 if run.idle_takes > limit:
                     verdict = _gave_up(run.idle_takes - 1)
+                elif run.first_taken_at > begin_by(trajectory, task):
+                    late = waited_too_long("verify", task.limits.waits.verify_s)
+                    verdict = Verdict(reward=None, error=late)
                 else:
                     verdict = await self._score(owner, trajectory, task, spec)
                 if _VERDICT_PATH in run.results:  # about another trajectory of this rollout:

@@ -56,6 +56,31 @@ async def test_a_held_copy_goes_on_in_the_resume_lane_only_when_nobody_holds_it(
         moved.ack()
 
 
+async def test_what_expires_is_dead_lettered_and_coming_back_prolongs_nothing(
+    broker: Broker, fresh_names: Names
+) -> None:
+    dead = ExchangeSpec(f"warren.x.{fresh_names.new('dead')}", "topic")
+    grave = QueueSpec(fresh_names.new("dead"), (Binding(dead, "#"),), {"x-queue-type": "quorum"})
+    work = topology.task_queue("normal", fresh_names.environment)
+    work = replace(with_arguments(work, dead_letter_exchange=dead.name), needs=(dead,))
+    await broker.declare([grave, work])
+    hand, buried = Hand(), Hand()
+    await broker.publish(to(work, b"held", expires_s=0.5))
+    async with broker.consume(work.name, 1, hand.take):
+        held = await hand.next()
+    await broker.publish(to(work, b"ready", kind="task.v1", expires_s=0.5))
+    await broker.publish(to(work, b"for ever"))
+    async with broker.consume(grave.name, 5, buried.take):
+        ready = await buried.next()
+        assert (ready.body, ready.kind, ready.key) == (b"ready", "task.v1", work.bindings[0].key)
+        assert ready.headers["x-first-death-reason"] == "expired"
+        held.give_back()
+        assert (await buried.next()).body == b"held"
+        async with broker.consume(work.name, 5, hand.take):
+            assert await hand.next_bodies(1) == [b"for ever"]
+            assert await hand.stays_empty()
+
+
 async def test_a_message_returned_too_often_is_dead_lettered(
     broker: Broker, fresh_names: Names
 ) -> None:
