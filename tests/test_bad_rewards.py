@@ -12,7 +12,7 @@ import pytest
 from broker import codec
 from broker.messages import ModelCall
 from tests.support.rig import tool_call, trajectory_of
-from tests.support.tool_rig import ToolRig
+from tests.support.tool_rig import whole_rig
 from warren import Environment, Rollout
 from workers.rewards import PackedRollout, Scored, evaluate, unpack_rollout
 from workers.spec import Item
@@ -136,12 +136,7 @@ async def test_no_model_can_call_setup() -> None:
         done = sum(item.get("type") == "function_call_output" for item in items)
         return "done" if done > 1 else [tool_call(["add", ""][done], f"c{done}")]
 
-    async with (
-        ToolRig(env.spec(), model) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(env.spec(), model) as rig:
         await rig.submit(0)
         [result] = await rig.wait(1)
     assert result.verdict.reward == 1.0

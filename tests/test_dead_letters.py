@@ -13,17 +13,7 @@ from broker.base import Delivery, Outgoing
 from broker.journal.base import Run
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.memory import MemoryBroker
-from broker.messages import (
-    Failure,
-    ModelCall,
-    ModelResult,
-    Reply,
-    Result,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-)
+from broker.messages import Failure, ModelResult, Reply, Result, Task, ToolResult, Trajectory
 from broker.serve import QUEUE_HEADER, REASON_HEADER
 from broker.topology import (
     DEAD,
@@ -38,6 +28,7 @@ from sinks.dead_letters import KEY_HEADER, SETTLES_HEADER
 from sinks.jsonl import JsonlFile
 from sinks.roles import collect_into, settle_dead_letters
 from sinks.rows import row_for
+from tests.support.calls import model_call, tool_call
 from tests.support.rollouts import result
 
 RESULTS = run_results_queue("collect", "run-a")
@@ -128,19 +119,9 @@ async def bench() -> AsyncGenerator[Bench]:
     await made.broker.close()
 
 
-def call_fields(epoch: str) -> dict[str, Any]:
-    return {
-        "rollout": TASK.journal_key,
-        "epoch": epoch,
-        "path": "0",
-        "carrier": "c1",
-        "request_hash": b"h",
-        "held": 0,
-        "reply_to": OWNER,
-        "deadline": 1e12,
-        "run": "run-a",
-        "environment": "calculator",
-    }
+def of_the_task(epoch: str) -> dict[str, Any]:
+    """What makes a call one of TASK's rollout, whose owner waits."""
+    return {"rollout": TASK.journal_key, "epoch": epoch, "reply_to": OWNER}
 
 
 async def test_a_dead_task_becomes_a_failed_row(bench: Bench) -> None:
@@ -176,7 +157,7 @@ async def test_a_dead_task_that_is_over_is_only_kept(bench: Bench, phase: str) -
 
 async def test_a_dead_model_call_gives_its_owner_an_error_result(bench: Bench) -> None:
     epoch = await bench.owns()
-    await bench.dies(ModelCall(model="tiny", input=(), **call_fields(epoch)))
+    await bench.dies(model_call(**of_the_task(epoch)))
     await bench.settle()
     letter = await bench.get(INBOX.name)
     reply = codec.decode(Reply, letter.body, letter.kind)
@@ -189,7 +170,7 @@ async def test_a_dead_model_call_gives_its_owner_an_error_result(bench: Bench) -
 
 async def test_a_dead_tool_call_tells_the_model(bench: Bench) -> None:
     epoch = await bench.owns()
-    call = ToolCall(name="add", call_id="c", arguments="{}", **call_fields(epoch))
+    call = tool_call(**of_the_task(epoch))
     await bench.dies(call)
     await bench.dies(call)
     await bench.settle()
@@ -200,7 +181,7 @@ async def test_a_dead_tool_call_tells_the_model(bench: Bench) -> None:
 
 async def test_a_dead_call_of_an_old_attempt_is_only_kept(bench: Bench) -> None:
     await bench.owns()
-    await bench.dies(ModelCall(model="tiny", input=(), **call_fields("old")))
+    await bench.dies(model_call(**of_the_task("old")))
     await bench.settle()
     assert await bench.ready(INBOX.name) == 0
 

@@ -10,6 +10,7 @@ from broker.memory import MemoryBroker
 from broker.messages import ModelCall, Task
 from broker.serve import QUEUE_HEADER, REASON_HEADER
 from broker.topology import KEPT, kept_queue, task_queue
+from tests.support.calls import model_call
 from warren.dead_letters import letters, readable, replay
 
 TASK = Task(
@@ -20,20 +21,6 @@ TASK = Task(
     environment="env",
     model="m",
     row=b'{"prompt": "hi"}',
-)
-CALL = ModelCall(
-    rollout="r.g/3/1",
-    epoch="e",
-    path="0",
-    carrier="c",
-    request_hash=b"h",
-    held=0,
-    reply_to="i",
-    deadline=1.0,
-    run="r",
-    environment="env",
-    model="m",
-    input=(),
 )
 
 
@@ -83,7 +70,7 @@ async def test_a_replay_is_a_new_attempt_and_takes_the_letter_away() -> None:
 
 async def test_what_holds_no_task_is_not_replayed_and_says_why() -> None:
     broker = MemoryBroker()
-    await _keep(broker, codec.kind_of(ModelCall), codec.encode(CALL))
+    await _keep(broker, codec.kind_of(ModelCall), codec.encode(model_call()))
     async with letters(broker) as found:
         with pytest.raises(UsageError, match="holds no task"):
             await replay(broker, found[0])

@@ -11,6 +11,7 @@ from broker.journal.memory import MemoryJournal
 from broker.memory import MemoryBroker
 from broker.messages import ToolCall
 from broker.serve import Ack, Later
+from tests.support.calls import tool_call
 from tests.support.journals import taken
 from workers.executor import Done, Executor, Postponed
 
@@ -34,21 +35,7 @@ class Two:
 
     async def call(self) -> ToolCall:
         run = await taken(self.journal, "r.g/0/0")
-        return ToolCall(
-            rollout="r.g/0/0",
-            epoch=run.epoch,
-            path="0.tool.0",
-            carrier="carrier",
-            request_hash=b"h",
-            held=0,
-            reply_to="inbox",
-            deadline=2e9,
-            run="r",
-            environment="env",
-            name="tool",
-            call_id="c",
-            arguments="{}",
-        )
+        return tool_call(epoch=run.epoch, path="0.tool.0")
 
 
 @pytest.fixture

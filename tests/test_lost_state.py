@@ -5,7 +5,7 @@ import asyncio
 from broker.journal.memory import MemoryTable
 from broker.messages import ModelCall
 from tests.support.rig import tool_call, trajectory_of
-from tests.support.tool_rig import ToolRig
+from tests.support.tool_rig import ToolRig, whole_rig
 from warren import Environment, Rollout
 from workers.spec import Item
 
@@ -62,12 +62,7 @@ async def test_a_stateful_rollout_starts_again_when_the_journal_lost_its_state()
             await flushed.wait()
         return "done" if done == 2 else [tool_call("add", f"c{done}", n=done + 1)]
 
-    async with (
-        ToolRig(env.spec(), model) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(env.spec(), model) as rig:
         await rig.submit(0)
         await asyncio.wait_for(half_way.wait(), 10)
         rig.journal.table.restore(MemoryTable())

@@ -42,6 +42,19 @@ async def two_gateways(shared: Shared, engines: Sequence[FakeVllm]) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
+async def two_engines(
+    shared: Shared, *, b_refuses: bool = False
+) -> AsyncIterator[tuple[Caller, FakeVllm, FakeVllm]]:
+    """Who asks two gateways to two engines, and those."""
+    async with (
+        vllm_server.running() as a,
+        vllm_server.running(refuses_weights=b_refuses) as b,
+        two_gateways(shared, [a, b]) as caller,
+    ):
+        yield caller, a, b
+
+
+@contextlib.asynccontextmanager
 async def load(caller: Caller, rollouts: int = 12) -> AsyncIterator[list[ModelResult]]:
     """Rollouts that ask all the time; what they were answered."""
     results: list[ModelResult] = []
@@ -73,12 +86,7 @@ async def more(results: list[ModelResult], count: int = 20) -> None:
 async def test_under_load_every_engine_loads_once_no_call_is_lost_and_spans_are_true(
     mode: PauseMode, shared: Shared
 ) -> None:
-    async with (
-        vllm_server.running() as a,
-        vllm_server.running() as b,
-        two_gateways(shared, [a, b]) as caller,
-        load(caller) as results,
-    ):
+    async with two_engines(shared) as (caller, a, b), load(caller) as results:
         await more(results)
         for version in (1, 2):
             await update_policy(caller.broker, shared, "m", version, str(version), mode=mode)
@@ -127,12 +135,7 @@ async def eventually(condition: Callable[[], bool], within_s: float = 20) -> Non
 async def test_an_engine_that_refuses_fails_the_update_with_its_words_and_calls_go_on(
     shared: Shared,
 ) -> None:
-    async with (
-        vllm_server.running() as a,
-        vllm_server.running(refuses_weights=True) as b,
-        two_gateways(shared, [a, b]) as caller,
-        load(caller) as results,
-    ):
+    async with two_engines(shared, b_refuses=True) as (caller, a, b), load(caller) as results:
         with pytest.raises(PolicyUpdateFailed, match=r"version 3 of model 'm'.*no such directory"):
             await update_policy(caller.broker, shared, "m", 3, "3")
         await more(results)
@@ -146,11 +149,7 @@ async def test_an_engine_that_refuses_fails_the_update_with_its_words_and_calls_
 async def test_an_engine_that_was_started_anew_gets_the_weights_before_it_gets_calls(
     shared: Shared,
 ) -> None:
-    async with (
-        vllm_server.running() as a,
-        vllm_server.running() as b,
-        two_gateways(shared, [a, b]) as caller,
-    ):
+    async with two_engines(shared) as (caller, a, b):
         await caller.ask()
         await update_policy(caller.broker, shared, "m", 1, "1")
         await a.server.stop()
@@ -169,11 +168,7 @@ async def test_an_engine_that_was_started_anew_gets_the_weights_before_it_gets_c
 async def test_an_engine_that_does_not_take_the_weights_again_gets_no_calls_and_it_is_said(
     shared: Shared,
 ) -> None:
-    async with (
-        vllm_server.running() as a,
-        vllm_server.running() as b,
-        two_gateways(shared, [a, b]) as caller,
-    ):
+    async with two_engines(shared) as (caller, a, _):
         await caller.ask()
         await update_policy(caller.broker, shared, "m", 1, "1")
         a.restart()

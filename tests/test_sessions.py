@@ -8,7 +8,7 @@ import pytest
 
 from broker.messages import ModelCall
 from tests.support.rig import Rig, tool_call, trajectory_of
-from tests.support.tool_rig import ToolRig
+from tests.support.tool_rig import ToolRig, whole_rig
 from warren import Environment, Rollout
 from workers.spec import Item
 from workers.tool.worker import ToolWorker
@@ -142,12 +142,7 @@ async def test_after_three_lost_sessions_the_rollout_has_failed() -> None:
         await asyncio.sleep(0.3)  # longer than the lease
         return three_steps(items, call)
 
-    async with (
-        ToolRig(world.env.spec(), slow) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(world.env.spec(), slow) as rig:
         await rig.submit(0)
         [result] = await rig.wait(1)
         trajectory = trajectory_of(result)
@@ -171,12 +166,7 @@ async def test_an_agent_that_swallows_the_loss_is_not_believed() -> None:
         except Exception:
             return
 
-    async with (
-        ToolRig(world.env.spec(), three_steps) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(world.env.spec(), three_steps) as rig:
         await rig.submit(0)
         [result] = await rig.wait(1)
         assert trajectory_of(result).status == "failed"
@@ -193,12 +183,7 @@ async def test_a_session_that_can_not_be_opened_fails_its_rollout_with_the_reaso
         raise raised("no display")
         yield
 
-    async with (
-        ToolRig(env.spec(), three_steps) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(env.spec(), three_steps) as rig:
         await rig.submit(0)
         [result] = await rig.wait(1)
     error = trajectory_of(result).error
@@ -213,12 +198,7 @@ async def test_what_a_reward_beside_the_session_raises_is_a_null_reward_that_nam
     def broken(rollout: Rollout, session: Register) -> float:
         raise KeyError("nothing")
 
-    async with (
-        ToolRig(world.env.spec(), three_steps) as rig,
-        rig.tool_worker(),
-        rig.agent(),
-        rig.verifier(),
-    ):
+    async with whole_rig(world.env.spec(), three_steps) as rig:
         await rig.submit(0)
         [result] = await rig.wait(1)
         assert result.verdict.reward is None

@@ -39,3 +39,10 @@ class ToolRig(Rig):
         await self.node.delete(session_queue(worker.sessions.worker_id).name)
         await worker.close()
         await broker.close()
+
+
+@asynccontextmanager
+async def whole_rig(spec: EnvironmentSpec, model: Any) -> AsyncGenerator[ToolRig, None]:
+    """The rig with one worker of each kind."""
+    async with ToolRig(spec, model) as rig, rig.tool_worker(), rig.agent(), rig.verifier():
+        yield rig

@@ -18,6 +18,7 @@ from broker.memory import MemoryBroker
 from broker.messages import ToolCall, ToolResult
 from broker.serve import serve
 from broker.topology import TOOL, ladder_queues, tool_queue
+from tests.support.calls import tool_call
 from warren import Environment
 from workers.executor import Executor
 from workers.tool.worker import ToolWorker
@@ -45,19 +46,15 @@ class ToolBench:
     async def publish(self, name: str, arguments: object = None, **fields: Any) -> None:
         """Publish a call without waiting for its result."""
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
-        call = ToolCall(
+        call = tool_call(
             **{
                 "rollout": ROLLOUT,
                 "epoch": self.epoch,
                 "carrier": uuid.uuid4().hex,
                 "request_hash": b"hash",
-                "held": 0,
-                "reply_to": "nobody",
                 "deadline": time.time() + 60,
-                "run": "run",
                 "environment": self.environment,
                 "name": name,
-                "call_id": "call",
                 "arguments": text,
                 **fields,
             }
