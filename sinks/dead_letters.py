@@ -77,7 +77,7 @@ log = logging.getLogger(__name__)
 
 #: On a result that settles a dead letter: should it die as well, nothing is made of it again.
 SETTLES_HEADER: Final = "warren-settles"
-#: On a kept message: the key that it died under, for its replay.
+#: On a kept message: the key that it died under, for whoever looks at the raw one.
 KEY_HEADER: Final = "warren-key"
 _PREFETCH: Final = 16
 #: The broker's word for what waited longer than its publisher wished.

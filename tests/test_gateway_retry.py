@@ -52,7 +52,7 @@ def test_an_ordinary_bad_request_is_no_context_overflow() -> None:
 def test_structured_output_and_reasoning_are_said_in_chats_words() -> None:
     form = {"type": "json_schema", "name": "answer", "schema": {"type": "object"}, "strict": True}
     options = {"text": {"format": form}, "reasoning": {"effort": "low"}, "top_logprobs": 2}
-    assert chat_fields(options, length_field="max_tokens") == {
+    assert chat_fields(options, length_field="max_tokens", tools=True) == {
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},

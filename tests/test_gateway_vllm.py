@@ -70,6 +70,12 @@ async def test_every_sampling_parameter_is_sent_and_what_drops_tokens_is_not() -
     assert "parallel_tool_calls" not in body
 
 
+async def test_what_is_said_of_tools_is_not_sent_where_there_are_none() -> None:
+    _, (seen,) = await ask(tool_choice="auto", temperature=0.5)
+    assert "tool_choice" not in seen.json, "vLLM refuses it"
+    assert seen.json["temperature"] == 0.5
+
+
 async def test_an_answer_without_tokens_has_none_and_one_with_odd_ones_is_asked_again() -> None:
     result, _ = await ask(provider.says("plain"))
     assert result.tokens is None

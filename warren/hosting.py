@@ -1,6 +1,6 @@
 """Puts workers into a process: the one place where each kind is constructed.
 
-`collect` hosts all kinds at once, `warren worker KIND` one; both serve what `open_worker` yields.
+`collect` hosts all kinds at once, `warren worker KIND` one; both serve what its opener yields.
 """
 
 import asyncio
@@ -186,7 +186,7 @@ OPENERS = {
 
 @asynccontextmanager
 async def open_all(at: Connections, plan: Plan) -> AsyncGenerator[list[Source], None]:
-    """Every kind in this process, and one agent for suspects beside them."""
+    """Every kind but the sink in this process. (Suspects: suspects.py.)"""
     async with AsyncExitStack() as stack:
         sources: list[Source] = []
         for opener in OPENERS.values():

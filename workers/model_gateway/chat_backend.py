@@ -60,8 +60,6 @@ class ChatBackend:
 
 
 def _body(request: BackendRequest) -> dict[str, Any]:
-    fields = chat_fields(request.options, length_field="max_tokens")
+    fields = chat_fields(request.options, length_field="max_tokens", tools=bool(request.tools))
     body = {"model": request.model, "messages": messages_of(request.items, OPEN_SERVER)} | fields
-    if request.tools:
-        return body | {"tools": chat_tools(request.tools)}
-    return {k: v for k, v in body.items() if k not in ("tool_choice", "parallel_tool_calls")}
+    return body | {"tools": chat_tools(request.tools)} if request.tools else body

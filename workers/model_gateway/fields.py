@@ -11,11 +11,16 @@ _NOT_IN_RESPONSES: Final = ("seed", "extra_body", "chat_template_kwargs")
 #: NeMo Gym's rows keep these as JSON text in `metadata`, whose values must be strings.
 _IN_METADATA: Final = ("extra_body", "chat_template_kwargs")
 
+_OF_TOOLS: Final = frozenset({"tool_choice", "parallel_tool_calls"})
 _HOLD_EXTRA: Final = frozenset({"metadata", *_IN_METADATA})
 
 
-def chat_fields(options: Mapping[str, Any], *, length_field: str) -> dict[str, Any]:
-    """The options as Chat Completions fields; `length_field` is what it calls the output limit."""
+def chat_fields(options: Mapping[str, Any], *, length_field: str, tools: bool) -> dict[str, Any]:
+    """The options as Chat Completions fields.
+
+    `length_field` is what the server calls the output limit. Without `tools` nothing is said of
+    how to use them: OpenAI, vLLM and others refuse that.
+    """
     fields = {key: options[key] for key in _SAME if options.get(key) is not None}
     if (limit := options.get("max_output_tokens")) is not None:
         fields[length_field] = limit
@@ -25,7 +30,8 @@ def chat_fields(options: Mapping[str, Any], *, length_field: str) -> dict[str, A
         fields |= {"logprobs": True, "top_logprobs": count}
     if (effort := (options.get("reasoning") or {}).get("effort")) is not None:
         fields["reasoning_effort"] = effort
-    return fields | _chat_format(options.get("text") or {}) | extra_fields(options)
+    fields |= _chat_format(options.get("text") or {}) | extra_fields(options)
+    return fields if tools else {k: v for k, v in fields.items() if k not in _OF_TOOLS}
 
 
 def responses_fields(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ read from their bytes, within a size, since a provider's JSON may be anything.
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
@@ -32,9 +31,8 @@ from workers.model_gateway.failures import serves, status_error
 from workers.model_gateway.fields import chat_fields, responses_fields
 from workers.model_gateway.http import joined
 from workers.model_gateway.masking import masked
+from workers.model_gateway.server import owners_in
 from workers.model_gateway.transport import AiohttpTransport
-
-_OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 
 
 class OpenAIBackend:
@@ -67,7 +65,7 @@ class OpenAIBackend:
                 answer = await self._client.models.with_raw_response.list()
             except (openai.NotFoundError, openai.BadRequestError):  # there, but lists no models
                 return set()
-            return set(_OWNED_BY.findall(answer.text))
+            return owners_in(answer.text)
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anything but a server error is answered there (endpoint.Probed)."""
@@ -95,16 +93,11 @@ class OpenAIBackend:
             body |= {"tools": list(request.tools)} if request.tools else {}
             return "/responses", body | responses_fields(request.options)
         messages = messages_of(request.items, OPENAI if self._own else OPEN_SERVER)
-        body = {"model": request.model, "messages": messages}
         length = "max_completion_tokens" if self._own else "max_tokens"
-        fields = chat_fields(request.options, length_field=length)
-        if request.tools:
-            body["tools"] = chat_tools(request.tools)
-        else:  # without tools, these are errors to OpenAI
-            fields = {
-                k: v for k, v in fields.items() if k not in ("tool_choice", "parallel_tool_calls")
-            }
-        return "/chat/completions", body | fields
+        fields = chat_fields(request.options, length_field=length, tools=bool(request.tools))
+        body = {"model": request.model, "messages": messages} | fields
+        body |= {"tools": chat_tools(request.tools)} if request.tools else {}
+        return "/chat/completions", body
 
     async def _post(self, path: str, body: Mapping[str, Any], request: BackendRequest) -> bytes:
         async with self._typed_errors(request.timeout_s), asyncio.timeout(request.timeout_s):

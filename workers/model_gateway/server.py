@@ -50,7 +50,7 @@ class ModelServer:
             answer = await self._http.request("GET", f"{self.base}/models")
         if answer.status in {400, 404}:  # there, but lists no models
             return set()
-        return set(_OWNED_BY.findall(self._checked(answer).decode(errors="replace")))
+        return owners_in(self._checked(answer).decode(errors="replace"))
 
     def within(self, timeout_s: float) -> "Within":
         """Cuts off what is asked inside; its time and connection errors are Retryable."""
@@ -69,6 +69,11 @@ class ModelServer:
             return answer.body
         text = self.masked(answer.body.decode(errors="replace"))
         raise status_error(answer.status, text, answer.headers)
+
+
+def owners_in(listed: str) -> set[str]:
+    """Who owns the models in an answer of /models, whatever else it says."""
+    return set(_OWNED_BY.findall(listed))
 
 
 class Within:

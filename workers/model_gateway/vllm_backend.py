@@ -111,10 +111,9 @@ class VllmBackend:
         if continued is None:
             path = f"{self._server.base}/chat/completions"
             answer = self._read(await self._server.post(path, packed))
-        else:
-            answer = self._read_continued(continued)
-        told = continued.versions if continued is not None else None
-        return answer, told or await self._versions.span(before)
+            return answer, await self._versions.span(before)
+        answer = self._read_continued(continued)
+        return answer, continued.versions or await self._versions.span(before)
 
     async def owners(self, timeout_s: float) -> set[str]:
         """Who owns the models listed there; empty where none are. Raises BackendErrors."""
@@ -225,7 +224,9 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
 
     Each try has a request id of its own: the one that was cut may still be running there.
     """
-    fields = _SAMPLING | chat_fields(request.options, length_field="max_tokens")
+    fields = _SAMPLING | chat_fields(
+        request.options, length_field="max_tokens", tools=bool(request.tools)
+    )
     body = {
         "model": request.model,
         "messages": messages_of(request.items),
