@@ -241,6 +241,8 @@ class ModelResult(Packed, frozen=True, kw_only=True):
     """The engine's word: stop, length, tool_calls, content_filter, abort, context_overflow."""
     usage: Usage = Usage()
     tokens: Tokens | None = None
+    continues: bool = False
+    """Whether the server goes on from `tokens`; where it can't, nobody sends it `known_ids`."""
     versions: VersionSpan | None = None
     model: str = ""
     """What the provider says it served."""

@@ -4,6 +4,8 @@ A rollout of two model calls and one tool call, embedded. Who makes one of these
 for it in every rollout of every run: docs/performance.md has their price.
 """
 
+import random
+from array import array
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -16,11 +18,15 @@ from broker.base import Outgoing
 from broker.journal.base import Journal
 from broker.memory import MemoryBroker
 from broker.memory_node import MemoryNode
-from broker.messages import Limits, ModelCall
+from broker.messages import Limits, ModelCall, ModelResult, Tokens
+from sinks import tokens
+from sinks.rows import row_for
 from tests.support.rig import Rig, message, tool_call
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
 
 ROLLOUTS = 20
+#: Per model call, where they are told.
+_TOKENS = 4000
 _LONG = Limits(max_steps=50, timeout_s=20.0, call_timeout_s=10.0)
 
 
@@ -64,6 +70,24 @@ def plays(items: list[Item], _: ModelCall) -> list[Item]:
 
 async def _full_marks(rollout: Rollout, ctx: VerifierContext) -> float:
     return 1.0
+
+
+def _sampled(items: list[Item], continues: bool) -> ModelResult:
+    """The answer with tokens that nothing can compress."""
+    noise = random.Random(str(items))
+    ids = array("i", (noise.randrange(150_000) for _ in range(_TOKENS)))
+    logprobs = array("f", (-noise.random() for _ in range(_TOKENS)))
+    return ModelResult(
+        items=codec.pack(items),
+        finish_reason="stop",
+        tokens=Tokens(
+            prompt_ids=b"",
+            generated_ids=ids.tobytes(),
+            logprobs=logprobs.tobytes(),
+        ),
+        continues=continues,
+        model="m",
+    )
 
 
 @asynccontextmanager
@@ -125,6 +149,37 @@ async def test_what_a_rollout_sends_stays_small() -> None:
         await made.submit(*range(ROLLOUTS))
         await made.wait(ROLLOUTS)
     assert sum(node.size_bytes.values()) / ROLLOUTS < 4_600
+
+
+@pytest.mark.parametrize("continues", [False, True])
+async def test_a_token_travels_once_per_hop_and_in_calls_only_where_the_server_goes_on_from_it(
+    continues: bool,
+) -> None:
+    async with rig(Counter()) as (made, node):
+        made.model = lambda items, call: _sampled(plays(items, call), continues)
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    per_token = {k: v / ROLLOUTS / (2 * _TOKENS) for k, v in node.size_bytes.items()}
+    for hop in ("reply.v1", "trajectory.v1", "result.v1"):
+        assert per_token[hop] < 8.7, hop  # an id and a logprob, four bytes each
+    # the first call's ids, half of all, stand in the second call
+    assert 1 < per_token["modelcall.v1"] < 2.6 if continues else per_token["modelcall.v1"] < 0.5
+    assert per_token["task.v1"] + per_token["toolcall.v1"] < 0.5
+
+
+async def test_a_row_holds_each_token_once_and_they_are_unpacked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig(Counter()) as (made, _):
+        made.model = lambda items, call: _sampled(plays(items, call), False)
+        await made.submit(0)
+        (result,) = await made.wait(1)
+    counts: Counter[str] = Counter()
+    for name in ("ints", "floats"):
+        monkeypatch.setattr(tokens, name, _counting(counts, name, getattr(tokens, name)))
+    row = row_for(result).data
+    assert counts == {"ints": 4, "floats": 2}  # two calls: prompt, generated, logprobs
+    assert row.count(b'"generation_token_ids"') == row.count(b'"generation_log_probs"') == 2
 
 
 async def test_a_long_conversation_is_packed_once_however_often_it_is_sent(

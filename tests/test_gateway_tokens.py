@@ -44,6 +44,13 @@ def test_where_the_history_itself_changes_a_branch_begins(
     assert continuation(KNOWN, closed, whole) is None
 
 
+def with_tokens(text: str) -> dict[str, Any]:
+    """A chat answer of one token, as vLLM tells it."""
+    answer = provider.chat({"role": "assistant", "content": text})
+    answer["choices"][0] |= {"token_ids": [9], "logprobs": {"content": [{"logprob": -0.5}]}}
+    return answer | {"prompt_token_ids": [1, 2]}
+
+
 class Server:
     """A vLLM whose template may retell the history in other tokens."""
 
@@ -60,6 +67,8 @@ class Server:
 
     def _answer(self, seen: provider.Seen) -> provider.Behaviour:
         body = seen.json
+        if seen.path == "/v1/chat/completions" and not self.there:
+            return provider.answers(with_tokens("chat"))
         if seen.path != "/v1/chat/completions" and not self.there:
             return provider.error(403, "start it with --enable-scale-out")
         if self.chats_everywhere:
@@ -115,6 +124,7 @@ async def test_where_the_server_would_tokenise_anew_it_gets_our_tokens() -> None
     assert result.tokens is not None
     assert array("i", result.tokens.prompt_ids).tolist() == prompt
     assert array("i", result.tokens.generated_ids).tolist() == [9]
+    assert result.continues
     assert result.versions == VersionSpan(min=3, max=3)
     (derendered,) = server.derendered
     assert derendered["generate_response"]["choices"][0]["token_ids"] == [9]
@@ -136,7 +146,9 @@ async def test_a_changed_history_goes_the_chat_way() -> None:
 async def test_a_server_without_token_endpoints_is_asked_by_chat() -> None:
     server = Server(CLOSED)
     server.there = False
-    await ask(server)
+    result = await ask(server)
+    assert result.tokens is not None
+    assert not result.continues, "nobody needs to send it tokens again"
     assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]
 
 

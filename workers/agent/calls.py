@@ -142,13 +142,17 @@ class CallMaker:
         return result, items
 
     def _known(self, conversation: Conversation, model: str) -> dict[str, Any]:
-        """The tokens of the longest beginning that the same model has seen, as its engine said."""
+        """The tokens of the longest beginning that the same model has seen, as its engine said.
+
+        Only for a server that goes on from them: they are most of what a call would weigh.
+        """
         shared = self._shared(conversation, len(conversation))
         record = self._records.get(self._ends[conversation.digests[shared]]) if shared else None
         if record is None or record.name != model:
             return {}
-        tokens = codec.read(ModelResult, record.result).tokens
-        if tokens is None:
+        result = codec.read(ModelResult, record.result)
+        tokens = result.tokens
+        if tokens is None or not result.continues:
             return {}
         return {"known_ids": tokens.prompt_ids + tokens.generated_ids, "known_items": shared}
 

@@ -212,6 +212,7 @@ class VllmBackend:
             finish_reason=_finish_reason(choice, request),
             usage=chat_usage(answer.usage, self._config.price),
             tokens=tokens,
+            continues=tokens is not None and self._tokens.there,
             versions=versions,
             model=answer.model,
             response_id=answer.id,

@@ -88,24 +88,25 @@ class TokenPath:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._there = True
+        self.there = True
+        """Until the server says that it has none."""
 
     async def generate(self, request: BackendRequest, body: Mapping[str, Any]) -> Continued | None:
         """Sample after the request's known tokens; None where chat does the same, or must do.
 
         Raises BackendErrors, of generating itself.
         """
-        if not request.known_ids or not self._there:
+        if not request.known_ids or not self.there:
             return None
         try:
             found = await self._prompt(request, body)
         except ContextOverflow:
             raise
         except Refused as e:  # chat says what is wrong with the request
-            self._there = not str(e).startswith(_NOT_THERE)
+            self.there = not str(e).startswith(_NOT_THERE)
             return None
         except _NoRendering as e:
-            self._there = False
+            self.there = False
             log.warning("no token endpoints: the history is sent as text", extra={"why": str(e)})
             return None
         if found is None:
