@@ -178,14 +178,7 @@ class DeadLetters:
         await self._journal.release(key, taken.epoch, self._inbox)
 
     async def _call(self, call: Call, error: bytes) -> None:
-        ref = CallRef(
-            rollout=call.rollout,
-            epoch=call.epoch,
-            path=call.path,
-            carrier=call.carrier,
-            request_hash=call.request_hash,
-            held=call.held,
-        )
+        ref = CallRef.of(call)
         begun = await self._journal.begin(ref, force=True)
         if isinstance(begun, Go):
             finished = await self._journal.finish(ref, error, state_version=begun.state_version)

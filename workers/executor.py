@@ -155,7 +155,7 @@ class Executor:
                 future.cancel()
 
     async def _execute(self, call: Call, work: Work) -> Outcome:
-        ref = ref_of(call, self._lease)
+        ref = CallRef.of(call, self._lease)
         match await self._begin(call, ref):
             case Found(result, inbox):
                 self._reply(call, inbox, "result", result)
@@ -225,16 +225,3 @@ class Executor:
                 persistent=False,
             )
         )
-
-
-def ref_of(call: Call, executor: str = "") -> CallRef:
-    """The call as the journal names it, and who executes it."""
-    return CallRef(
-        rollout=call.rollout,
-        epoch=call.epoch,
-        path=call.path,
-        carrier=call.carrier,
-        request_hash=call.request_hash,
-        held=call.held,
-        executor=executor,
-    )

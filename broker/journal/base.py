@@ -26,6 +26,8 @@ from typing import Protocol
 
 import msgspec
 
+from broker.messages import Call
+
 #: A worker renews its lease this often ...
 LEASE_RENEW_S = 5.0
 #: ... and is taken for dead when it has not for this long. Its rollouts may then be taken over.
@@ -148,6 +150,19 @@ class CallRef(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     executor: str = ""
     """Who asks: the name of its lease. Without one nobody waits for it."""
+
+    @classmethod
+    def of(cls, call: Call, executor: str = "") -> "CallRef":
+        """The call of this message."""
+        return cls(
+            rollout=call.rollout,
+            epoch=call.epoch,
+            path=call.path,
+            carrier=call.carrier,
+            request_hash=call.request_hash,
+            held=call.held,
+            executor=executor,
+        )
 
     @property
     def claim(self) -> str:

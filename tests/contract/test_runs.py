@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.journal.base import RunInfo, Runs, Totals
-from tests.support.journals import KINDS, Kind, eventually, opened_runs
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
-
-
-@pytest.fixture
-def redis_url(kind: Kind, request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("redis_server").url) if kind == "redis" else ""
+from tests.support.journals import Kind, eventually, opened_runs
 
 
 @pytest.fixture

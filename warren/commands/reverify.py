@@ -42,10 +42,9 @@ async def run(options: ReverifyOptions, settings: Settings) -> int:
     output = _open(options, first)
     accounts = Accumulator(spec.name)
     try:
-        before = 0
-        for summary in await asyncio.to_thread(lambda: list(rows_written(options.output))):
+        written = await asyncio.to_thread(lambda: list(rows_written(options.output)))
+        for summary in written:
             accounts.add(summary)
-            before += 1
         risky = [spec.name] if environment.sandboxed else []
         async with (
             sandboxed(risky, unsafe=settings.unsafe_no_sandbox),
@@ -68,7 +67,7 @@ async def run(options: ReverifyOptions, settings: Settings) -> int:
             environments=[accounts.summary()],
             wall_s=time.monotonic() - started,
             outputs=[str(options.output)],
-            resumed=before,
+            resumed=len(written),
         ),
     )
     return EXIT_OK

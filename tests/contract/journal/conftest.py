@@ -1,4 +1,4 @@
-"""Tests here run once over each journal: memory, SQLite, Redis."""
+"""The journal that a test of its promises asks, and a rollout that no other test knows."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,18 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker.journal.base import Journal
-from tests.support.journals import KINDS, Kind, new_key, opened_journal
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
-
-
-@pytest.fixture
-def redis_url(kind: Kind, request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("redis_server").url) if kind == "redis" else ""
+from tests.support.journals import Kind, new_key, opened_journal
 
 
 @pytest.fixture
