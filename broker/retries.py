@@ -78,13 +78,13 @@ def decide(
     """After `tries` failed tries (at least 1), with `left_s` to the deadline.
 
     Exponential with full jitter. `asked_s` (`Retry-After`) is the least we wait, with jitter on
-    top, so that those who were sent away together do not come back together.
+    top, so that those who were sent away together do not come back together; who asks for no wait
+    gets ours.
     """
-    if asked_s is None:
-        backoff_s = chance.uniform(0, patience.span_s(tries))
-        delay_s = patience.least_s + min(backoff_s, left_s / 2)
-    else:
-        delay_s = asked_s + chance.uniform(0, _SPREAD * asked_s + _SPREAD)
+    backoff_s = chance.uniform(0, patience.span_s(tries))
+    delay_s = patience.least_s + min(backoff_s, left_s / 2)
+    if asked_s is not None:
+        delay_s = max(asked_s + chance.uniform(0, _SPREAD * asked_s + _SPREAD), delay_s)
     if tries >= patience.most_tries or delay_s >= left_s or left_s <= _TOO_SHORT_S:
         return GiveUp()
     if delay_s <= patience.in_slot_s or LADDER_S[rung(delay_s)] >= left_s:

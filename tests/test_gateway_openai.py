@@ -1,5 +1,8 @@
 """OpenAI, Azure and compatible servers: what is sent, what comes of the answer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from broker.errors import Unreachable, UsageError
@@ -7,6 +10,7 @@ from broker.masking import Secret
 from tests.support import provider
 from tests.support.gateway import KEY, config, output, serving
 from tests.support.ports import free_port
+from tests.support.provider import Behaviour
 from workers.model_gateway.config import Azure, Price
 from workers.model_gateway.opening import check_endpoint, endpoints
 from workers.spec import Item, message_text
@@ -91,6 +95,34 @@ async def test_an_answer_cut_by_the_length_limit_says_so() -> None:
         serving(config(server.url, api="responses")) as caller,
     ):
         assert (await caller.ask()).finish_reason == "length"
+
+
+async def test_a_redirect_of_a_provider_takes_the_conversation_along() -> None:
+    moved = provider.raw(307, b"", {"location": "/v1/elsewhere"})
+    async with (
+        provider.running(script=[moved]) as server,
+        serving(config(server.url, azure=Azure(api_version="1"))) as caller,
+    ):
+        result = await caller.ask()
+        first, second = server.seen
+    assert message_text(output(result)[0]) == "hello"
+    assert (second.path, second.json) == ("/v1/elsewhere", first.json)
+
+
+@pytest.mark.parametrize("end", [provider.closes, provider.resets])
+@pytest.mark.parametrize("how", [{"api": "chat"}, {"azure": Azure(api_version="1")}])
+async def test_a_kept_connection_that_ends_unheard_is_no_failure(
+    how: Mapping[str, Any], end: Behaviour
+) -> None:
+    async with (
+        provider.running(script=[provider.says("first"), end]) as server,
+        serving(config(server.url, **how)) as caller,
+    ):
+        await caller.ask()
+        result = await caller.ask()
+        assert len(server.seen) == 3
+        (endpoint,) = caller.gateway.endpoints()["m"]
+    assert (result.tries, endpoint.why, endpoint.requests) == (1, "", 3)
 
 
 @pytest.mark.parametrize("token", [None, Secret("ad-token")])

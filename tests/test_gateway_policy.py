@@ -1,5 +1,7 @@
 """Weight updates of vLLM servers, on a fake that answers as 0.32 does."""
 
+import asyncio
+
 import pytest
 
 from broker.shared.base import PolicyUpdateFailed
@@ -49,6 +51,21 @@ async def test_an_endpoint_that_cannot_load_gets_its_old_weights_and_keeps_its_v
         assert paths(good) == STEPS, "one failure does not stop another endpoint in its middle"
     assert KEY.reveal() not in str(caught.value)
     assert "1 of 2 endpoints have the new weights" in str(caught.value)
+
+
+async def test_an_endpoint_whose_server_hangs_up_after_an_error_gets_its_old_weights_too() -> None:
+    """So does vLLM's after a failed load; without weights its engine dies of the next request."""
+
+    async def refuses(request: provider.Seen, writer: asyncio.StreamWriter) -> None:
+        await provider.error(500, "no such directory")(request, writer)
+        await asyncio.sleep(0.1)
+        writer.close()
+
+    async with provider.running(DONE, [DONE, refuses]) as server:
+        with pytest.raises(PolicyUpdateFailed, match="no such directory"):
+            await update_policy(config(server.url), version=7, path="/7", before="/6")
+        assert [seen.json["kwargs"]["weights_path"] for seen in server.seen[1:3]] == ["/7", "/6"]
+        assert paths(server)[3:] == ["/resume"]
 
 
 async def test_an_endpoint_that_can_load_nothing_names_no_version_and_is_to_be_restarted() -> None:

@@ -23,6 +23,12 @@ from workers.model_gateway.masking import masked
         ({"retry-after": email.utils.formatdate(0, usegmt=True)}, 0.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "1.2.3"}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "Mon, 99 Foo 2020 00:00:00 +9999999"}, None),
+        ({"retry-after-ms": "nan"}, None),
+        ({"retry-after-ms": "inf"}, None),
+        ({"retry-after-ms": "-1"}, 0.0),
         ({}, None),
     ],
 )

@@ -58,6 +58,11 @@ def test_what_is_done_after_each_kind_of_failure(
     assert after(tries, left_s, patience=patience) == decision
 
 
+def test_who_asks_for_no_wait_is_not_asked_in_a_hurry() -> None:
+    waits = [after(8, asked_s=0.0, seed=seed) for seed in range(50)]
+    assert max(wait.delay_s for wait in waits if not isinstance(wait, GiveUp)) > 2.0
+
+
 @given(st.integers(1, 10_000), st.integers())
 def test_a_store_that_is_away_is_waited_for_in_the_slot_and_never_given_up(
     tries: int, seed: int

@@ -231,6 +231,11 @@ async def breaks_off(_: Seen, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
+async def closes(_: Seen, writer: asyncio.StreamWriter) -> None:
+    """Close the connection without a word."""
+    writer.close()
+
+
 async def resets(_: Seen, writer: asyncio.StreamWriter) -> None:
     """Reset the connection."""
     reset(writer)

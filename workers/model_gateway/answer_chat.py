@@ -1,7 +1,7 @@
 """A Chat Completions answer, as bytes off the wire, to a ModelResult."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -10,8 +10,11 @@ from broker.messages import ModelResult, Usage
 from workers.model_gateway.answers import completed
 from workers.model_gateway.backend import BackendRequest
 from workers.model_gateway.config import Price
-from workers.model_gateway.conversion import Unconvertible, assistant_items
-from workers.model_gateway.failures import embedded_error, unusable
+from workers.model_gateway.conversion import MALFORMED, assistant_items
+from workers.model_gateway.failures import embedded_error, ended_early, no_json, unusable
+
+#: A larger count is none: it would break what adds them up.
+_MOST_TOKENS: Final = 2**40
 
 
 def json_object(body: bytes) -> dict[str, Any]:
@@ -19,7 +22,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise unusable(f"not JSON ({e})") from e
+        raise unusable(no_json(body.decode(errors="replace")) or f"not JSON ({e})") from e
     if not isinstance(answer, dict):
         raise unusable("not a JSON object")
     if answer.get("error"):
@@ -34,20 +37,30 @@ def chat_result(
     choices = answer.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and (
+        error := ended_early(choice.get("finish_reason"), choice.get("error"))
+    ):
+        raise error
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise unusable("it has no choices")
+        raise unusable(f"it has no choices{instead(answer)}")
     try:
-        items = completed(assistant_items(message), request)
-    except (Unconvertible, AttributeError, TypeError, KeyError) as e:
+        items = codec.pack(completed(assistant_items(message), request))
+    except MALFORMED as e:
         raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
     return ModelResult(
-        items=codec.pack(items),
+        items=items,
         finish_reason=str(choice.get("finish_reason") or "stop"),
         usage=chat_usage(answer.get("usage"), price),
         model=str(answer.get("model") or ""),
         response_id=str(answer.get("id") or ""),
         seconds=seconds,
     )
+
+
+def instead(answer: Mapping[str, Any]) -> str:
+    """What an answer says in the place of choices, as some servers word errors."""
+    said = answer.get("message") or answer.get("detail")
+    return f" but says {said!r}" if said else ""
 
 
 def chat_usage(usage: object, price: Price) -> Usage:
@@ -77,11 +90,12 @@ def _usage(usage: Mapping[str, Any], read: str, written: str, price: Price) -> U
 
 def _count(source: object, key: str) -> int:
     value = source.get(key) if isinstance(source, Mapping) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and 0 < value <= _MOST_TOKENS else 0
 
 
 def cost_usd(price: Price, prompt: int, generated: int, cached: int) -> float:
     """What a call cost, by the model's price."""
     cached_price = price.prompt if price.cached is None else price.cached
-    fresh = max(prompt - cached, 0)
+    cached = min(cached, prompt)
+    fresh = prompt - cached
     return (fresh * price.prompt + cached * cached_price + generated * price.generated) / 1e6

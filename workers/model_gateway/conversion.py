@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from broker.errors import WireError
 from workers.spec import Item
 
 ChatMessage = dict[str, Any]
@@ -20,8 +21,9 @@ class Unconvertible(ValueError):
     """An item that Chat Completions has no words for."""
 
 
-#: What reading hostile items or messages can raise.
+#: What sending hostile items can raise, and what reading hostile answers.
 UNSENDABLE: Final = (Unconvertible, AttributeError, KeyError, TypeError, ValueError)
+MALFORMED: Final = (*UNSENDABLE, OverflowError, RecursionError, WireError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ def _said(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     text = content if isinstance(content, str) else "".join(map(_text, _parts(content)))
     parts = [{"type": "output_text", "text": text, "annotations": []}] if text else []
     if refusal := message.get("refusal"):
-        parts.append({"type": "refusal", "refusal": refusal})
+        parts.append({"type": "refusal", "refusal": str(refusal)})
     return parts
 
 

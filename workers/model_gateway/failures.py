@@ -1,7 +1,9 @@
 """What a provider's refusal means, whoever speaks to it: status and body to a typed error."""
 
 import email.utils
+import html
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, Mapping
@@ -21,6 +23,9 @@ _OVERFLOW: Final = re.compile(
     r"|longer than the model's context",
     re.IGNORECASE,
 )
+_PAGE: Final = re.compile(r"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
+_TITLE: Final = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_EVENTS: Final = re.compile(r"\s*(?:data|event|id|retry)?:")
 
 
 def status_error(status: int, text: str, headers: Mapping[str, str]) -> BackendError:
@@ -46,9 +51,24 @@ def status_error(status: int, text: str, headers: Mapping[str, str]) -> BackendE
 
 def embedded_error(error: Any) -> BackendError:
     """The error for an answer with status 200 that carries one (OpenRouter and kin)."""
-    code = error.get("code") if isinstance(error, Mapping) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else 502
-    return status_error(status, json.dumps({"error": error}), {})
+    text = json.dumps({"error": error})
+    code = str(error.get("code")) if isinstance(error, Mapping) else ""
+    if re.fullmatch(r"[45]\d\d", code):
+        status = int(code)
+    elif "rate_limit" in code or code == "insufficient_quota":
+        status = 429
+    else:
+        status = 400 if code.startswith("invalid_") or _OVERFLOW.search(text) else 502
+    return status_error(status, text, {})
+
+
+def ended_early(finish_reason: object, error: object = None) -> BackendError | None:
+    """The error for a choice that the server gave up; None for one that the model ended."""
+    if finish_reason == "abort":  # the engine's doing: new weights, a restart
+        return Retryable("the engine aborted the request", healthy=True)
+    if finish_reason == "error" or error:
+        return embedded_error(error or "the provider gave up in the middle of the answer")
+    return None
 
 
 def unusable(why: str) -> Retryable:
@@ -71,22 +91,38 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """How long the provider asks us to wait: milliseconds, seconds, or a date; else None."""
     try:
         if (ms := headers.get("retry-after-ms")) is not None:
-            return max(float(ms) / 1000, 0.0)
+            return _sane(float(ms) / 1000)
         if (value := headers.get("retry-after")) is None:
             return None
         if re.fullmatch(r"\s*[0-9.]+\s*", value):
-            return float(value)
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
+            return _sane(float(value))
+        return _sane(email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
+
+
+def _sane(seconds: float) -> float | None:
+    """Moments that have passed are now; a timer must never see what is no number."""
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def no_json(text: str) -> str:
+    """What an answer is that should have been JSON, as far as that helps; else empty."""
+    if _PAGE.match(text):
+        title = _TITLE.search(text)
+        named = f" {' '.join(html.unescape(title[1]).split())!r}" if title else ""
+        return f"a web page{named}, not an API: check the base URL, and what stands before it"
+    if _EVENTS.match(text):
+        return "a stream of events, which was not asked for"
+    return ""
 
 
 def _provider_message(text: str) -> str:
     """The provider's own words in a JSON error body; the body itself where it has another form."""
     try:
         body = json.loads(text)
-    except ValueError:
-        return text.strip() or "(empty body)"
+    except (ValueError, RecursionError):
+        return no_json(text) or text.strip() or "(empty body)"
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or text

@@ -119,7 +119,7 @@ class ModelGateway:
                 case PutOff(delay_s):
                     return Postponed(delay_s, tries - call.tries)
                 case GiveUp():
-                    return _failed(error.kind, f"{error} ({tries} tries)", tries)
+                    return _failed(error.kind, f"{error} ({_in_vain(error, tries)})", tries)
 
     def _next(self, error: Retryable, tries: int, left_s: float) -> Wait | PutOff | GiveUp:
         return decide(
@@ -171,6 +171,12 @@ def _overflow(call: ModelCall, why: str, tries: int) -> Done:
 def _too_late(error: Retryable | None) -> str:
     before = f"; the try before failed: {error}" if error else ""
     return f"no answer before the call's deadline{before}"
+
+
+def _in_vain(error: Retryable, tries: int) -> str:
+    told = "1 try" if tries == 1 else f"{tries} tries"
+    asked_s = error.retry_after_s
+    return f"{told}; it asks to wait {asked_s:g} s more" if asked_s else told
 
 
 def _failed(kind: ErrorKind, why: str, tries: int = 1) -> Done:

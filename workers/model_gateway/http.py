@@ -15,6 +15,8 @@ MAX_ANSWER_BYTES: Final = 12 * 1024 * 1024
 _TOO_LARGE_TRIES: Final = 2
 #: An idle connection is closed after this long; most servers do so earlier.
 KEEPALIVE_S: Final = 30.0
+#: Later than this after the request, a closed connection is a server that died of it.
+RACE_S: Final = 1.0
 
 
 def environment_proxy(url: str) -> str | None:

@@ -32,10 +32,11 @@ Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 class HttpClient:
     """Asks the server of one URL. Open it on the event loop; close it."""
 
-    def __init__(self, url: str, key: Secret | None = None, *, resends: bool = True) -> None:
+    def __init__(self, url: str, key: Secret | None = None, *, keeps: bool = True) -> None:
         """Authorised by `key` as a bearer token, else by the user and password in `url`.
 
-        `resends`: whether what a kept connection ended under, unheard, is sent once more.
+        `keeps`: whether connections are used again, which the server may end at any moment: what
+        one ended under, unheard, is sent once more. Else nothing is ever sent twice.
         """
         parts = urlsplit(url)
         if not parts.hostname or parts.scheme not in ("http", "https"):
@@ -51,7 +52,7 @@ class HttpClient:
         self._resolved_at = float("-inf")
         self._resolving = asyncio.Lock()
         self._sweep: asyncio.TimerHandle | None = None
-        self._resends = resends
+        self._keeps = keeps
         self.resent = 0
         """Requests sent twice, since the server had just closed their connection."""
 
@@ -71,8 +72,6 @@ class HttpClient:
             try:
                 return await self._ask(connection, request)
             except Unheard:
-                if not self._resends:
-                    raise
                 self.resent += 1
         return await self._ask(await self._connect(), request)
 
@@ -92,8 +91,10 @@ class HttpClient:
         except BaseException:
             connection.abort()
             raise
-        if connection.idle:
+        if self._keeps and connection.idle:
             self._keep(connection)
+        else:
+            connection.abort()
         return answer
 
     def _kept(self) -> Connection | None:

@@ -12,14 +12,12 @@ from typing import Final, NamedTuple, cast
 
 import httptools
 
-from workers.model_gateway.http import MAX_ANSWER_BYTES, too_large
+from workers.model_gateway.http import MAX_ANSWER_BYTES, RACE_S, too_large
 
 #: What a peer may send before the body begins.
 _MAX_HEAD_BYTES: Final = 64 * 1024
 #: Of everything that comes for one answer: chunks of one byte cost six.
 _MAX_RAW_BYTES: Final = 8 * MAX_ANSWER_BYTES
-#: Later than this after the request, a closed connection is a server that died of it.
-_RACE_S: Final = 1.0
 
 
 class Answer(NamedTuple):
@@ -107,7 +105,7 @@ class Connection(asyncio.Protocol):
 
     def _why_lost(self, error: Exception | None) -> Broken:
         if not self._raw_bytes:
-            late = time.monotonic() - self._asked_at > _RACE_S
+            late = time.monotonic() - self._asked_at > RACE_S
             kind = Broken if late or not self._reused else Unheard
             return kind(f"the server closed the connection without an answer{_because(error)}")
         return Broken(f"the answer broke off after {self._raw_bytes} bytes{_because(error)}")
@@ -185,10 +183,10 @@ def _because(error: Exception | None) -> str:
 
 def _decoded(answer: Answer) -> Answer:
     """The answer with its body unpacked: some proxies compress what nobody asked them to."""
-    encoding = answer.headers["content-encoding"]
-    if encoding == "identity":
+    encoding = answer.headers["content-encoding"].strip().lower()
+    if encoding in ("identity", ""):
         return answer
-    if encoding not in ("gzip", "deflate"):
+    if encoding not in ("gzip", "x-gzip", "deflate"):
         raise Broken(f"its body is encoded as {encoding!r}, which nobody asked for")
     unpack = zlib.decompressobj(47)  # gzip or zlib, as the header says
     body = unpack.decompress(answer.body, MAX_ANSWER_BYTES)

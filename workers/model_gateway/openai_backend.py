@@ -42,8 +42,9 @@ class OpenAIBackend:
         self._config = config
         self._responses = chosen_api(config.api, base_url) == "responses"
         self._own = config.azure is not None or "api.openai.com" in base_url
+        self._transport = AiohttpTransport()
         try:
-            self._client = _client(config, base_url)
+            self._client = _client(config, base_url, self._transport)
         except openai.OpenAIError as e:  # no key for Azure
             raise UsageError(f"model {config.name!r}: {e}") from None
 
@@ -77,8 +78,8 @@ class OpenAIBackend:
 
     @property
     def resent(self) -> int:
-        """aiohttp sends no POST twice."""
-        return 0
+        """Requests sent twice (endpoint.Probed)."""
+        return self._transport.resent
 
     def policy_changed(self, version: int | None) -> None:
         """Nothing is known of foreign weights."""
@@ -141,9 +142,9 @@ class OpenAIBackend:
 _CONVERSATION: Final = {"/responses": "input", "/chat/completions": "messages"}
 
 
-def _client(config: ModelConfig, base_url: str) -> openai.AsyncOpenAI:
+def _client(config: ModelConfig, base_url: str, transport: AiohttpTransport) -> openai.AsyncOpenAI:
     key = config.api_key.reveal() if config.api_key else None
-    http = httpx2.AsyncClient(transport=AiohttpTransport(), follow_redirects=True)
+    http = httpx2.AsyncClient(transport=transport, follow_redirects=True)
     if (azure := config.azure) is not None:
         return openai.AsyncAzureOpenAI(
             azure_endpoint=base_url,

@@ -91,7 +91,7 @@ class _Engine:
         self._config = config
         self._root = url.rstrip("/").removesuffix("/v1")
         self._shared = inside is not None
-        self._http = inside or HttpClient(url, config.api_key, resends=False)
+        self._http = inside or HttpClient(url, config.api_key, keeps=False)
 
     async def close(self) -> None:
         if not self._shared:

@@ -37,7 +37,7 @@ class ModelServer:
         return self._http.resent
 
     async def post(self, path: str, body: bytes) -> bytes:
-        """The answer's body, if its status is 200. Raises BackendErrors, ConnectionError."""
+        """The answer's body, if its status is 2xx. Raises BackendErrors, ConnectionError."""
         return self._checked(await self._http.request("POST", path, body))
 
     async def get(self, path: str) -> bytes:
@@ -65,7 +65,7 @@ class ModelServer:
         return masked(text, self._secrets)
 
     def _checked(self, answer: Answer) -> bytes:
-        if answer.status == 200:
+        if 200 <= answer.status < 300:
             return answer.body
         text = self.masked(answer.body.decode(errors="replace"))
         raise status_error(answer.status, text, answer.headers)

@@ -5,13 +5,16 @@ is 10 ms of CPU for each. aiohttp's costs the same however many there are.
 """
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
 import httpx2
 
-from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S, environment_proxy
+from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S, RACE_S, environment_proxy
 
 _CHUNK_BYTES: Final = 64 * 1024
 #: Hop-by-hop or recomputed by aiohttp.
@@ -25,21 +28,23 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self.resent = 0
+        """Requests sent twice, since the server had just closed their kept connection."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send; the answer's body is read as the caller asks for it."""
         if self._session is None:
             self._session = _new_session(environment_proxy(str(request.url)))
-        read_s = request.extensions.get("timeout", {}).get("read")
+        await request.aread()  # of a redirected one, nobody has yet
         with _typed(request):
-            answer = await self._session.request(
-                request.method,
-                str(request.url),
-                headers=[(k, v) for k, v in request.headers.items() if k not in _NOT_SENT],
-                data=request.content,
-                timeout=aiohttp.ClientTimeout(connect=CONNECT_S, sock_read=read_s),
-                allow_redirects=False,
-            )
+            sent = _Sent()
+            try:
+                answer = await self._send(self._session, request, sent)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as e:
+                if not sent.unheard(e):
+                    raise
+                self.resent += 1
+                answer = await self._send(self._session, request, _Sent())
         return httpx2.Response(
             answer.status,
             headers=[
@@ -47,6 +52,21 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             ],
             stream=_Body(request, answer),
             request=request,
+        )
+
+    @staticmethod
+    async def _send(
+        session: aiohttp.ClientSession, request: httpx2.Request, sent: "_Sent"
+    ) -> aiohttp.ClientResponse:
+        read_s = request.extensions.get("timeout", {}).get("read")
+        return await session.request(
+            request.method,
+            str(request.url),
+            headers=[(k, v) for k, v in request.headers.items() if k not in _NOT_SENT],
+            data=request.content,
+            timeout=aiohttp.ClientTimeout(connect=CONNECT_S, sock_read=read_s),
+            allow_redirects=False,
+            trace_request_ctx=sent,
         )
 
     async def aclose(self) -> None:
@@ -58,7 +78,31 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 def _new_session(proxy: str | None) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=60)
     timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, proxy=proxy)
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_reused)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, proxy=proxy, trace_configs=[trace]
+    )
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What is known of a request on its way."""
+
+    reused_at: float | None = None
+    """Since when it has a connection that was used before, in monotonic seconds."""
+
+    def unheard(self, error: Exception) -> bool:
+        """Whether the server had closed the connection before it could read the request."""
+        began = isinstance(getattr(error, "message", None), aiohttp.http.RawResponseMessage)
+        return (
+            not began and self.reused_at is not None and time.monotonic() - self.reused_at < RACE_S
+        )
+
+
+async def _reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    sent: _Sent = context.trace_request_ctx
+    sent.reused_at = time.monotonic()
 
 
 class _Body(httpx2.AsyncByteStream):

@@ -17,7 +17,7 @@ import msgspec
 from broker import codec
 from broker.messages import ModelResult, Tokens, VersionSpan
 from broker.topology import Lane
-from workers.model_gateway.answer_chat import chat_usage
+from workers.model_gateway.answer_chat import chat_usage, instead, json_object
 from workers.model_gateway.answers import completed
 from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import (
@@ -29,8 +29,14 @@ from workers.model_gateway.backend import (
 )
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
-from workers.model_gateway.conversion import UNSENDABLE, assistant_items, chat_tools, messages_of
-from workers.model_gateway.failures import unusable
+from workers.model_gateway.conversion import (
+    MALFORMED,
+    UNSENDABLE,
+    assistant_items,
+    chat_tools,
+    messages_of,
+)
+from workers.model_gateway.failures import ended_early, unusable
 from workers.model_gateway.fields import chat_fields
 from workers.model_gateway.server import ModelServer
 from workers.model_gateway.versions import VersionReader
@@ -175,17 +181,18 @@ class VllmBackend:
         try:
             answer = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            raise unusable(f"it is no chat completion ({e})") from e
+            said = json_object(body)  # raises what an error or a web page says
+            raise unusable(f"it is no chat completion ({e}){instead(said)}") from e
         if not answer.choices:
             raise unusable("it has no choices")
-        if answer.choices[0].finish_reason == "abort":  # the engine's doing, not the model's
-            raise Retryable("the engine aborted the request", healthy=True)
+        if error := ended_early(answer.choices[0].finish_reason):
+            raise error
         return answer
 
     def _read_continued(self, continued: Continued) -> _Answer:
         """The chat answer that the server made of its tokens, with these tokens."""
-        if continued.finish_reason == "abort":
-            raise Retryable("the engine aborted the request", healthy=True)
+        if error := ended_early(continued.finish_reason):
+            raise error
         answer = self._read(continued.chat)
         choice = answer.choices[0]
         choice.token_ids = continued.token_ids
@@ -204,11 +211,11 @@ class VllmBackend:
         choice = answer.choices[0]
         tokens = _tokens(answer, choice)
         try:
-            items = completed(assistant_items(choice.message), request)
-        except UNSENDABLE as e:
+            items = codec.pack(completed(assistant_items(choice.message), request))
+        except MALFORMED as e:
             raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
         return ModelResult(
-            items=codec.pack(items),
+            items=items,
             finish_reason=_finish_reason(choice, request),
             usage=chat_usage(answer.usage, self._config.price),
             tokens=tokens,

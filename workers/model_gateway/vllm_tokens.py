@@ -158,7 +158,7 @@ class TokenPath:
             raise unusable("it has no choices")
         choice = answer.choices[0]
         chat = b""
-        if choice.finish_reason != "abort":
+        if choice.finish_reason not in ("abort", "error"):
             chat = await self._post(
                 DERENDER,
                 {
