@@ -12,6 +12,7 @@ from typing import Final
 
 from workers.watchdog import EXIT_BLOCKED, HARD, Blockage, watch_loop
 
+_SHELL: Final = "/bin/sh"
 #: Waits for the first line of a dump, which hardly ever comes: a shell, since that costs nothing.
 _WAIT: Final = 'trap "" INT TERM; IFS= read -r line && exec "$0" "$@"'
 
@@ -29,16 +30,32 @@ def watching(
     Code that holds the interpreter's lock lets nobody in this process say so: a process beside it
     (warren/locked.py) reads where it stood, and says it.
     """
+    with (
+        _told_beside(limit_s * HARD, then) as writing,
+        watch_loop(limit_s, on_blocked=on_blocked or _ending(then), dump_to=writing),
+    ):
+        yield
+
+
+@contextmanager
+def _told_beside(seconds: float, then: str) -> Generator[int, None, None]:
+    """Where to write a dump that is to be said in words; stderr where no process can be had."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "warren.locked", f"{limit_s * HARD:g}", then]
-    with subprocess.Popen(["/bin/sh", "-c", _WAIT, *command], stdin=reading, stdout=2) as beside:
+    words = [sys.executable, "-m", "warren.locked", f"{seconds:g}", then]
+    try:
+        beside = subprocess.Popen([_SHELL, "-c", _WAIT, *words], stdin=reading, stdout=2)
+    except OSError:  # an image without a shell
+        os.close(writing)
+        yield 2
+        return
+    finally:
         os.close(reading)
-        try:
-            with watch_loop(limit_s, on_blocked=on_blocked or _ending(then), dump_to=writing):
-                yield
-        finally:
-            os.close(writing)
-            beside.kill()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        beside.kill()
+        beside.wait()
 
 
 def in_words(blockage: Blockage) -> str:
