@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks.processes import Watched, start
 from benchmarks.scenarios import Scenario
+from benchmarks.slot_time import Life, life_of, slot_time
 from tests.support.ports import free_port
 
 ENVIRONMENT: Final = Path(__file__).with_name("environment.py")
@@ -61,6 +62,8 @@ class Measurement:
     """While there was enough to do (see `steady`)."""
     efficiency: float | None
     """Model calls per second in that time over `concurrency / mean latency`."""
+    slot_time: Mapping[str, float] | None
+    """Where the slots' time went, as shares (slot_time.py)."""
     failed: int
     requests_per_rollout: float
     load_before: float
@@ -171,7 +174,7 @@ def _collect(
     peaks = _peaks(watched)
     rows = _read_rows(output)
     samples: Samples = stats["samples"]
-    in_flight, efficiency = _steady(samples, scenario)
+    in_flight, efficiency = _steady(samples, scenario, stats["mean_s"])
     return Measurement(
         scenario=scenario.name,
         rollouts=scenario.rollouts,
@@ -189,6 +192,7 @@ def _collect(
         in_flight_max=stats["in_flight_max"],
         in_flight_mean=in_flight,
         efficiency=efficiency,
+        slot_time=None if efficiency is None else slot_time(rows.lives, scenario.concurrency),
         failed=rows.failed,
         requests_per_rollout=stats["requests"] / scenario.rollouts,
         load_before=load,
@@ -228,16 +232,18 @@ def _peaks(watched: Sequence[Watched]) -> dict[str, float]:
 @dataclass(slots=True)
 class _Rows:
     added_ms: list[float]
+    lives: list[Life]
     failed: int = 0
 
 
 def _read_rows(output: Path) -> _Rows:
     """Reads what the rows say of their model calls: asked, answered, seconds at the provider."""
-    rows = _Rows([])
+    rows = _Rows([], [])
     with output.open("rb") as lines:
         for line in lines:
             own = json.loads(line)["warren"]
             rows.failed += own["status"] == "failed"
+            rows.lives.append(life_of(own))
             rows.added_ms += [
                 (call["finished_at"] - call["started_at"] - call["seconds"]) * 1000
                 for call in own["calls"]
@@ -246,9 +252,14 @@ def _read_rows(output: Path) -> _Rows:
     return rows
 
 
-def _steady(samples: Samples, scenario: Scenario) -> tuple[float | None, float | None]:
-    """Mean in flight and efficiency while all slots could be busy: from one fifth of the requests
-    that fill them on, until as many rollouts are left as there are slots."""
+def _steady(
+    samples: Samples, scenario: Scenario, mean_s: float
+) -> tuple[float | None, float | None]:
+    """Mean in flight and efficiency while all slots could be busy: from as many requests on as the
+    first rollouts make, until as many rollouts are left as there are slots.
+
+    `mean_s`: of the latencies that the stub drew.
+    """
     steps = scenario.stub.steps
     begin = scenario.concurrency * steps
     end = (scenario.rollouts - scenario.concurrency) * steps
@@ -257,7 +268,7 @@ def _steady(samples: Samples, scenario: Scenario) -> tuple[float | None, float |
         return None, None
     seconds = steady[-1][0] - steady[0][0]
     rate = (steady[-1][1] - steady[0][1]) / seconds
-    ideal = scenario.concurrency / scenario.stub.mean_s
+    ideal = scenario.concurrency / mean_s
     return statistics.fmean(s[2] for s in steady), rate / ideal
 
 

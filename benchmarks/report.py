@@ -10,7 +10,17 @@ _KINDS = ("collect", "agent", "model", "tool", "verifier", "rabbitmq", "redis")
 def table(runs: Sequence[Measurement]) -> str:
     """One line per measurement; CPU in ms per rollout, memory in MB."""
     head = ["scenario", "rollouts", "in flight", "per s", "CPU ms", "whole run", *_KINDS]
-    head += ["MB", "added p50", "p99 ms", "efficiency", "first row s", "failed", "load"]
+    head += [
+        "MB",
+        "collect MB",
+        "added p50",
+        "p99 ms",
+        "efficiency",
+        "idle slots",
+        "first row s",
+        "failed",
+        "load",
+    ]
     rows = [head, *(_line(run) for run in runs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -31,9 +41,11 @@ def _line(run: Measurement) -> list[str]:
         f"{run.cpu_ms_whole_run:.2f}",
         *kinds,
         f"{run.peak_mb_total:.0f}",
+        f"{run.peak_mb['collect']:.0f}",
         f"{run.added_p50_ms:.1f}",
         f"{run.added_p99_ms:.1f}",
         efficiency,
+        "-" if run.slot_time is None else f"{run.slot_time['idle']:.3f}",
         f"{run.first_row_s:.2f}",
         str(run.failed),
         f"{run.load_before:.1f}",

@@ -30,6 +30,7 @@ def _both(name: str, **fields: object) -> list[Scenario]:
     ]
 
 
+_ONE_S: Final = StubOptions(latency="lognormal", mean_s=1.0)
 _TEN_S: Final = StubOptions(latency="lognormal", mean_s=10.0)
 _MINUTE: Final = StubOptions(latency="lognormal", mean_s=60.0)
 
@@ -40,13 +41,8 @@ SCENARIOS: Final = {
         *_both("3calls", stub=StubOptions(steps=3)),
         *_both("tokens", rollouts=300, full=2000, stub=StubOptions(steps=3, tokens=12_000)),
         *_both("50steps", rollouts=100, full=1000, stub=StubOptions(steps=50)),
-        *_both(
-            "latency",
-            rollouts=4000,
-            full=16_000,
-            concurrency=1000,
-            stub=StubOptions(latency="lognormal", mean_s=1.0),
-        ),
+        *_both("64", rollouts=1000, full=2000, concurrency=64, stub=_ONE_S),
+        *_both("latency", rollouts=4000, full=16_000, concurrency=1000, stub=_ONE_S),
         *_both("halfload", concurrency=56, stub=StubOptions(latency="fixed", mean_s=0.25)),
         *_both("4000", rollouts=8000, full=16_000, concurrency=4000, stub=_TEN_S),
         *_both("16000", rollouts=32_000, full=64_000, concurrency=16_000, stub=_MINUTE),

@@ -49,6 +49,7 @@ class Model:
         self._options = options
         self._answers = [_answer(options, step) for step in range(options.steps)]
         self._chance = random.Random(options.seed)
+        self._latencies_s = 0.0
         self.requests = 0
         self.in_flight = 0
         self.in_flight_max = 0
@@ -65,10 +66,14 @@ class Model:
         mean_s = self._options.mean_s
         match self._options.latency:
             case "fixed":
-                return mean_s
+                latency_s = mean_s
             case "lognormal":
-                return self._chance.lognormvariate(math.log(mean_s) - _SIGMA**2 / 2, _SIGMA)
-        return 0.0
+                median_s = mean_s * math.exp(-(_SIGMA**2) / 2)
+                latency_s = self._chance.lognormvariate(math.log(median_s), _SIGMA)
+            case _:
+                return 0.0
+        self._latencies_s += latency_s
+        return latency_s
 
     def began(self) -> None:
         if not self.requests:
@@ -89,6 +94,7 @@ class Model:
                 "requests": self.requests,
                 "in_flight_max": self.in_flight_max,
                 "samples": self.samples,
+                "mean_s": self._latencies_s / max(self.requests, 1),
                 "options": asdict(self._options),
             }
         )
