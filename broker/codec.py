@@ -42,9 +42,11 @@ T = TypeVar("T")
 def pack(value: object) -> bytes:
     """Pack plain data or a message (as a map)."""
     try:
-        if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value):
+        if isinstance(value, msgspec.Struct):
             return _ENCODER.encode(value)
-        return cast(bytes, msgpack.packb(value, use_bin_type=True))
+        if isinstance(value, dict | list) or not dataclasses.is_dataclass(value):
+            return cast(bytes, msgpack.packb(value, use_bin_type=True))
+        return _ENCODER.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise Undecodable(f"cannot be packed: {e}") from e
 

@@ -171,6 +171,7 @@ class Rules:
         if any(upload.results.get(path, stored) != stored for path, stored in known.items()):
             return False
         missing = {path: s for path, s in upload.results.items() if path not in known}
+        self._table.put(key, head)  # before its calls: tables learn of a record by its head
         for path, stored in missing.items():
             starts = entries[path].starts if path in entries else 0
             entry = Entry(stored.request_hash, "", starts, stored.result)

@@ -112,8 +112,8 @@ class SqliteTable:
 
     def put(self, key: str, head: Head) -> None:
         live = self._live.get(key)
-        if live is None:
-            self._load(key, head)
+        if live is None:  # whoever puts has asked for the head: nothing is stored of this record
+            self._live[key] = _Live(head)
         else:
             known, live.head = live.head, head
             if replace(known, stored=head.stored) == head:
