@@ -59,6 +59,11 @@ class Echo:
         with contextlib.suppress(aio_pika.exceptions.PublishError):  # its queue is gone
             await exchange.publish(again, message.routing_key or "")
 
+    @property
+    def silent(self) -> bool:
+        """Whether all that was heard has been said again."""
+        return not self._tasks
+
     async def close(self) -> None:
         """Say nothing more."""
         for task in self._tasks:
