@@ -94,7 +94,7 @@ class JsonlFile:
     def _take_out(self, doubled: set[int], path: Path, disk: Disk) -> None:
         """Lines of the newest file, which stays locked until the one in its place is."""
         log.warning("rows stood there twice", extra={"path": str(path), "rows": len(doubled)})
-        _rewrite(path, lambda number, _: number not in doubled)
+        _rewrite(path, lambda number, _: number not in doubled, disk)
         old = self._files.pop()
         try:
             self._files.append(AppendFile(path, disk))
@@ -136,7 +136,7 @@ class JsonlFile:
             file.append(b"\n")
 
 
-def remove_failed(path: Path) -> int:
+def remove_failed(path: Path, disk: Disk | None = None) -> int:
     """Take the failed rows out of a file that holds them inline, so that they can be run again.
 
     How many there were. The file is replaced in one step; a crash leaves the old one or the new.
@@ -144,12 +144,12 @@ def remove_failed(path: Path) -> int:
     """
     fd = lock(path)
     try:
-        return _rewrite(path, lambda _, line: not _is_failed(line))
+        return _rewrite(path, lambda _, line: not _is_failed(line), disk or Disk())
     finally:
         os.close(fd)
 
 
-def _rewrite(path: Path, keep: Callable[[int, bytes], bool]) -> int:
+def _rewrite(path: Path, keep: Callable[[int, bytes], bool], disk: Disk) -> int:
     """Replace a locked file by its lines that are to stay; how many did not."""
     temporary = path.with_name(f".{path.name}.tmp")
     removed = 0
@@ -160,9 +160,9 @@ def _rewrite(path: Path, keep: Callable[[int, bytes], bool]) -> int:
             else:
                 removed += 1
         new.flush()
-        os.fsync(new.fileno())
+        disk.fsync(new.fileno())
     os.replace(temporary, path)
-    Disk().fsync_directory(path.parent)
+    disk.fsync_directory(path.parent)
     return removed
 
 

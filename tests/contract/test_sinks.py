@@ -1,6 +1,6 @@
 """What every output promises: each rollout one durable row, whatever arrives and whoever dies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,48 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sinks.audit import Report, audit
-from sinks.base import Output, OutputBroken, OutputFull, OutputRefused
-from sinks.files import Disk
-from sinks.jsonl import JsonlFile
-from sinks.parquet import ParquetFile
-from sinks.parts import PartFiles
+from sinks.base import OutputBroken, OutputFull, OutputRefused
 from sinks.rows import Row, row_for
 from tests.support.disks import FaultyDisk
+from tests.support.outputs import KINDS, checked
 from tests.support.processes import run_python
 from tests.support.rollouts import failed, result
-
-Open = Callable[[Path, Disk | None], Output]
-
-
-def _jsonl(path: Path, disk: Disk | None) -> Output:
-    return JsonlFile(path.with_suffix(".jsonl"), run="run-a", disk=disk)
-
-
-def _apart(path: Path, disk: Disk | None) -> Output:
-    failures = path.with_suffix(".failures.jsonl")
-    return JsonlFile(path.with_suffix(".jsonl"), failures=failures, run="run-a", disk=disk)
-
-
-def _parts(path: Path, disk: Disk | None) -> Output:
-    return PartFiles(path, run="run-a", generation="g1", disk=disk)
-
-
-def _plain(path: Path, disk: Disk | None) -> Output:
-    return PartFiles(path, run="run-a", generation="g1", compress=False, disk=disk)
-
-
-def _parquet(path: Path, disk: Disk | None) -> Output:
-    return ParquetFile(path.with_suffix(".parquet"), run="run-a", disk=disk)
-
-
-KINDS: Final[dict[str, Open]] = {
-    "jsonl": _jsonl,
-    "apart": _apart,
-    "parts": _parts,
-    "plain": _plain,
-    "parquet": _parquet,
-}
 
 
 @pytest.fixture(params=list(KINDS))
@@ -57,16 +21,6 @@ def kind(request: pytest.FixtureRequest) -> str:
     name = request.param
     assert isinstance(name, str)
     return name
-
-
-def checked(kind: str, path: Path, expected: Sequence[tuple[int, int]] | None = None) -> Report:
-    where = {
-        "jsonl": path.with_suffix(".jsonl"),
-        "apart": path.with_suffix(".jsonl"),
-        "parquet": path.with_suffix(".parquet"),
-    }.get(kind, path)
-    failures = path.with_suffix(".failures.jsonl") if kind == "apart" else None
-    return audit(where, failures=failures, expected=expected)
 
 
 def rows(*ids: int) -> list[Row]:
