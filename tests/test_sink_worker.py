@@ -331,6 +331,20 @@ class SlowRuns(WatchedRuns):
         await super().mark(run, generation, shard, rows, totals)
 
 
+async def test_nothing_is_a_tombstone_or_marked_before_its_row_is_durable(
+    world: World, tmp_path: Path
+) -> None:
+    disk = FaultyDisk()
+    collector = Collector(world, tmp_path / "x.jsonl", disk=disk)
+    key = f"{RUN}.{GENERATION}/1/0"
+    await world.journal.take(key, "agent-1")
+    await world.publish(result(1))
+    with pytest.raises(BaseExceptionGroup):
+        await crashes(world, collector, lambda: disk.fail_next("fsync eio"))
+    assert await world.marked() == 0
+    assert not isinstance(await world.journal.take(key, "agent-1"), Committed)
+
+
 async def test_nothing_is_acknowledged_before_it_is_marked(world: World, tmp_path: Path) -> None:
     world.runs = SlowRuns(failures=1_000)
     await world.register()

@@ -89,6 +89,8 @@ class Rig:
         """How often each call was really executed, by `<rollout>:<path>`."""
         self.executes = True
         """Whether it executes calls itself; else the test has executors of its own."""
+        self.sweep_s = 0.1
+        """How often owners look for lost replies."""
         self.arrived = asyncio.Condition()
         self._stack = AsyncExitStack()
 
@@ -129,7 +131,7 @@ class Rig:
     async def agent(self, **settings: Any) -> AsyncGenerator[AgentWorker, None]:
         """A living agent worker."""
         broker = self.node.connect()
-        inbox = Inbox(broker, self.journal, new_worker_id("agent"), sweep_s=0.1)
+        inbox = Inbox(broker, self.journal, new_worker_id("agent"), sweep_s=self.sweep_s)
         worker = AgentWorker(
             broker,
             self.journal,
@@ -147,7 +149,7 @@ class Rig:
     async def verifier(self) -> AsyncGenerator[VerifierWorker, None]:
         """A living verifier worker."""
         broker = self.node.connect()
-        inbox = Inbox(broker, self.journal, new_worker_id("verifier"), sweep_s=0.1)
+        inbox = Inbox(broker, self.journal, new_worker_id("verifier"), sweep_s=self.sweep_s)
         worker = VerifierWorker(broker, self.journal, inbox, {self.spec.name: self.spec})
         async with inbox.open(), self.process(broker, worker.sources()):
             yield worker
