@@ -153,7 +153,9 @@ async def test_a_result_without_a_json_form_is_the_tools_failure(env: Environmen
         assert "has no JSON form" in result.error.message
 
 
-async def test_a_tool_that_is_too_slow_fails_and_neighbours_go_on(env: Environment) -> None:
+async def test_a_tool_that_is_too_slow_fails_and_neighbours_go_on(
+    env: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
     release = threading.Event()
 
     @env.tool(timeout_s=0.1)
@@ -178,6 +180,8 @@ async def test_a_tool_that_is_too_slow_fails_and_neighbours_go_on(env: Environme
         await bench.call("stuck")
         assert bench.worker.losses.unhealthy.is_set()
         assert (await bench.call("quick")).output == "here"
+        told = [vars(r)["function"] for r in caplog.records if "never returned" in r.message]
+        assert told == ["stuck", "stuck"]
         release.set()
 
         async def none_lost() -> bool:

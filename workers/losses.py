@@ -32,6 +32,7 @@ class Losses:
         self._threads = list({id(s.threads): s.threads for s in environments.values()}.values())
         self._limit = limit
         self._tasks = 0
+        self._told = 0
 
     @property
     def count(self) -> int:
@@ -43,10 +44,14 @@ class Losses:
         """From here on user code should run in processes of its own."""
         return self.count >= self._limit
 
-    def watch(self, environment: str, function: str, *, lost: bool = False) -> None:
-        """Look after a call; `lost`: its coroutine ignored its cancellation."""
+    def watch(
+        self, environment: str, function: str, *, overdue: bool = False, lost: bool = False
+    ) -> None:
+        """Look after a call. `overdue`: it took too long; `lost`: it ignored its cancellation."""
         self._tasks += lost
-        if self.count:
+        self._told = min(self._told, self.count)  # some may have returned after all
+        if overdue and self.count > self._told:
+            self._told = self.count
             log.error(
                 "user code never returned",
                 extra={"environment": environment, "function": function, "lost": self.count},

@@ -47,8 +47,10 @@ class Scored(Packed, frozen=True, kw_only=True):
     value: float | None = None
     """Unweighted."""
     error: Failure | None = None
+    overdue: bool = False
+    """It did not end in time."""
     lost: bool = False
-    """Its function still runs, though nobody waits for it."""
+    """Its coroutine still runs, though nobody waits for it."""
 
 
 def unpack_rollout(packed: PackedRollout, spec: EnvironmentSpec, session: Any = None) -> Rollout:
@@ -83,7 +85,8 @@ async def evaluate(
         return Scored(value=_checked(value, spec.reward_range))
     except Overdue as e:
         message = f"no reward within {timeout_s:g} s"
-        return Scored(error=reward_failure(reward.name, message), lost=not e.ended)
+        failure = reward_failure(reward.name, message)
+        return Scored(error=failure, overdue=True, lost=not e.ended)
     except BadReward as e:
         return Scored(error=reward_failure(reward.name, str(e)))
     except Exception as e:  # the border to user code

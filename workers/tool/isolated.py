@@ -27,7 +27,8 @@ async def perform_isolated(isolation: Isolation, spec: EnvironmentSpec, job: Job
     except ChildDied as e:
         return Performed(result=broken_off(tool, f"{name} {e}", where=name))
     performed = codec.read(Performed, answer)
-    return msgspec.structs.replace(performed, lost=False)  # what was lost died with its process
+    # what was lost died with its process
+    return msgspec.structs.replace(performed, overdue=False, lost=False)
 
 
 def handler(spec: EnvironmentSpec) -> Handler:

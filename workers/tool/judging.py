@@ -26,7 +26,7 @@ async def reward_result(
         return Performed(result=ToolResult(error=failure))
     scored = await evaluate(spec, reward, rollout, _NoJudge(), timeout_s)
     result = ToolResult(output=json.dumps(scored.value), error=scored.error)
-    return Performed(result=result, lost=scored.lost)
+    return Performed(result=result, overdue=scored.overdue, lost=scored.lost)
 
 
 class _NoJudge:

@@ -38,8 +38,10 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
     result: ToolResult
     state: bytes | None = None
     """The new state, where it changed."""
+    overdue: bool = False
+    """It did not end in time."""
     lost: bool = False
-    """Its function still runs, though nobody waits for it."""
+    """Its coroutine still runs, though nobody waits for it."""
 
 
 async def perform(spec: EnvironmentSpec, job: Job, session: Any = None) -> Performed:
@@ -75,7 +77,7 @@ def overdue(tool: ToolSpec | None, job: Job, *, lost: bool = False) -> Performed
     """The result of a call that did not end in time."""
     name = job.tool or "setup"
     message = f"{name} did not finish within {job.timeout_s:g} s"
-    return Performed(result=broken_off(tool, message, where=name), lost=lost)
+    return Performed(result=broken_off(tool, message, where=name), overdue=True, lost=lost)
 
 
 def broken_off(tool: ToolSpec | None, message: str, *, where: str) -> ToolResult:

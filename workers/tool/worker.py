@@ -88,7 +88,9 @@ class ToolWorker:
         except SessionGone as e:
             failure = Failure(kind="infra", message=str(e))
             return Done(codec.pack(ToolResult(error=failure, session_gone=True)))
-        self.losses.watch(spec.name, call.name or "setup", lost=performed.lost)
+        self.losses.watch(
+            spec.name, call.name or "setup", overdue=performed.overdue, lost=performed.lost
+        )
         return Done(codec.pack(performed.result), performed.state)
 
     async def _in_its_place(

@@ -64,7 +64,7 @@ async def evaluate_isolated(
         return Scored(error=reward_failure(reward.name, message))
     except ChildDied as e:
         return Scored(error=reward_failure(reward.name, str(e)))
-    return msgspec.structs.replace(codec.read(Scored, answer), lost=False)
+    return msgspec.structs.replace(codec.read(Scored, answer), overdue=False, lost=False)
 
 
 def _judging(ctx: VerifierContext) -> Ask:

@@ -239,7 +239,7 @@ class VerifierWorker:
                 message = f"the final state can't be read: {e}"
                 return Scored(error=Failure(kind="verifier", message=message))
             scored = await evaluate(spec, reward, rollout, judge, timeout_s)
-            self.losses.watch(spec.name, reward.name, lost=scored.lost)
+            self.losses.watch(spec.name, reward.name, overdue=scored.overdue, lost=scored.lost)
             return scored
 
         return run
