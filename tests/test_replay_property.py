@@ -33,7 +33,7 @@ from tests.support.rig import Rig, message, tool_call, trajectory_of
 from tests.support.virtual_time import VirtualTimeLoop
 from workers.agent.worker import AgentSettings, AgentWorker
 from workers.executor import Executor
-from workers.owner import Inbox
+from workers.inbox import Inbox
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout
 from workers.verifier.worker import VerifierWorker
 

@@ -23,8 +23,8 @@ from broker.topology import (
 from warren.connections import Connections
 from warren.models import model_of
 from warren.sandboxing import is_unsafe
+from workers.inbox import Inbox
 from workers.model_gateway.config import ModelConfig
-from workers.owner import Inbox
 from workers.spec import EnvironmentSpec
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from sinks.totals import RowSummary
 from warren.connections import Connections
 from warren.hosting import Plan, isolation_of, open_model
 from warren.stored import can_be_scored, rollout_in, scored_again, task_in
+from workers.inbox import Inbox
 from workers.isolation import Isolation
 from workers.model_gateway.config import ModelConfig
-from workers.owner import Inbox, Nondeterministic
+from workers.owner import Nondeterministic
 from workers.rewards import Scored, evaluate, unpack_rollout
 from workers.spec import EnvironmentSpec, RewardSpec
 from workers.verifier.isolated import evaluate_isolated

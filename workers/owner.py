@@ -1,8 +1,9 @@
 """How an owner makes calls: publish, wait for the reply, trust the journal.
 
 An agent worker owns rollouts, a verifier worker owns verifications; both call models and tools the
-same way. Replies are hints that come to the worker's inbox; a sweep finds the ones that were lost,
-publishes again what was lost with a connection, and notices when another worker took over.
+same way. Replies are hints that come to the worker's inbox (inbox.py); a sweep finds the ones that
+were lost, publishes again what was lost with a connection, and notices when another worker took
+over.
 """
 
 import asyncio
@@ -10,44 +11,33 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
 from broker import codec
-from broker.base import Broker, Delivery, Outgoing
+from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
-from broker.errors import BrokerError, JournalUnavailable, Unroutable, WireError
+from broker.errors import Unroutable
 from broker.journal.base import (
-    LEASE_RENEW_S,
     CallRef,
     Finished,
     Gone,
     Journal,
     Lost,
     Overview,
-    Owned,
     Run,
     Stored,
-    Taken,
     Upload,
 )
 from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
 from broker.serve import publish_patiently
-from broker.topology import QueueSpec, inbox, queue_name
+from broker.topology import QueueSpec
 
 log = logging.getLogger(__name__)
 
-#: Replies in hand; each is handled at once, so this only bounds a burst.
-_INBOX_PREFETCH: Final = 500
-#: Lost replies are found this late at worst.
-SWEEP_S: Final = 20.0
-#: After a reconnect, calls that nobody has are published again this much later: what was merely
-#: on its way has arrived by then.
-SETTLE_S: Final = 3.0
 #: After a journal was lost, calls that nobody has are published again this much later. What was
 #: being executed has lost its claim too, and would run twice if it took longer than this.
 LOST_GRACE_S: Final = 30.0
@@ -328,103 +318,3 @@ class Owner:
         """Whether a call is out that somebody should have begun on by now."""
         now = time.time()
         return any(waiting.begin_by <= now for waiting in self._waiting.values())
-
-
-class Inbox:
-    """A worker's address: takes replies, keeps the lease, sweeps. One per worker process."""
-
-    def __init__(
-        self, broker: Broker, journal: Journal, worker_id: str, *, sweep_s: float = SWEEP_S
-    ) -> None:
-        self.worker_id = worker_id
-        self._broker = broker
-        self._journal = journal
-        self._sweep_s = sweep_s
-        self._owners: dict[str, Owner] = {}
-
-    @asynccontextmanager
-    async def open(self) -> AsyncGenerator[None, None]:
-        """Be reachable while the context is open; leaving it ends the lease."""
-        queue = inbox(self.worker_id)
-        await self._broker.declare([queue])
-        await self._journal.renew_lease(self.worker_id)
-        try:
-            async with asyncio.TaskGroup() as group:
-                chores = [group.create_task(chore()) for chore in (self._lease, self._sweeps)]
-                async with self._broker.consume(queue.name, _INBOX_PREFETCH, self._hear):
-                    yield
-                for task in chores:
-                    task.cancel()
-        finally:
-            with suppress(JournalUnavailable, BrokerError):  # both end by themselves, later
-                await self._journal.end_lease(self.worker_id)
-                await self._broker.delete(queue.name)
-
-    async def take(self, key: str, *, counts: bool = True) -> Taken:
-        """Take a rollout; an owner whose process is gone is not waited for.
-
-        A dead process closes its connection at once, long before its lease runs out.
-        """
-        while True:
-            taken = await self._journal.take(key, self.worker_id, counts=counts)
-            if not isinstance(taken, Owned) or await self._is_consuming(taken.inbox):
-                return taken
-            await self._journal.end_lease(taken.inbox)
-
-    async def _is_consuming(self, worker_id: str) -> bool:
-        depth = await self._broker.depth(queue_name("inbox", worker_id))
-        return depth is not None and depth.consumers > 0
-
-    @contextmanager
-    def own(self, key: str, run: Run, *, stateful: bool = False) -> Generator[Owner, None, None]:
-        """Make calls for a rollout that was taken, while the context is open."""
-        owner = Owner(self._broker, self._journal, self.worker_id, key, run, stateful)
-        self._owners[key] = owner
-        try:
-            yield owner
-        finally:
-            if self._owners.get(key) is owner:
-                del self._owners[key]
-
-    def _hear(self, delivery: Delivery) -> None:
-        delivery.ack()
-        try:
-            reply = codec.decode(Reply, delivery.body, delivery.kind)
-        except WireError as e:
-            log.warning("unreadable reply", extra={"error": str(e)})
-            return
-        owner = self._owners.get(reply.rollout)
-        if owner is not None:
-            owner.hear(reply)
-
-    async def _lease(self) -> None:
-        while True:
-            with suppress(JournalUnavailable):  # what needs the journal says so itself
-                await self._journal.renew_lease(self.worker_id)
-            await asyncio.sleep(LEASE_RENEW_S)
-
-    async def _sweeps(self) -> None:
-        seen = self._broker.reconnects
-        clock = asyncio.get_running_loop().time
-        swept_at = clock()
-        while True:
-            await asyncio.sleep(min(1.0, self._sweep_s))
-            reconnected = self._broker.reconnects != seen
-            if not reconnected and clock() - swept_at < self._sweep_s:
-                await self._sweep([o for o in self._owners.values() if o.is_overdue])
-                continue
-            if reconnected:
-                await asyncio.sleep(SETTLE_S)
-            seen, swept_at = self._broker.reconnects, clock()
-            await self._sweep([o for o in self._owners.values() if o.waits], reconnected)
-
-    async def _sweep(self, owners: Sequence[Owner], reconnected: bool = False) -> None:
-        async with asyncio.TaskGroup() as group:
-            for owner in owners:
-                group.create_task(self._sweep_one(owner, reconnected))
-
-    async def _sweep_one(self, owner: Owner, reconnected: bool) -> None:
-        try:
-            await owner.sweep(reconnected=reconnected)
-        except (JournalUnavailable, TimeoutError) as e:
-            log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})

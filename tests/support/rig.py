@@ -43,7 +43,7 @@ from broker.topology import (
 from producers.publisher import task_message
 from workers.agent.worker import AgentSettings, AgentWorker
 from workers.executor import Done, Executor
-from workers.owner import Inbox
+from workers.inbox import Inbox
 from workers.spec import EnvironmentSpec, Item
 from workers.verifier.worker import VerifierWorker
 

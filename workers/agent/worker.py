@@ -44,7 +44,8 @@ from workers.agent.budgets import Budgets
 from workers.agent.calls import call_lane
 from workers.agent.rollout import Watch, failed_trajectory, run_rollout, too_large
 from workers.agent.slots import Slots
-from workers.owner import Inbox, Owner, Replaced
+from workers.inbox import Inbox
+from workers.owner import Owner, Replaced
 from workers.sessions import MAX_ATTEMPTS, SessionGone
 from workers.spec import EnvironmentSpec
 

@@ -39,9 +39,10 @@ from broker.topology import (
     task_queue,
     verify_queue,
 )
+from workers.inbox import Inbox
 from workers.isolation import CHILD, Isolation
 from workers.losses import MAX_LOST, Losses
-from workers.owner import Inbox, Nondeterministic, Owner, Replaced
+from workers.owner import Nondeterministic, Owner, Replaced
 from workers.rewards import PackedRollout, Scored, evaluate, unpack_rollout
 from workers.sessions import MAX_ATTEMPTS, SessionGone
 from workers.spec import EnvironmentSpec, RewardSpec

@@ -1,0 +1,129 @@
+"""A worker's inbox: its address for replies, its lease, and the sweeps over what it owns.
+
+One per worker process. A dead worker's lease ends, so others may take what it had; a reply that
+was lost is found by a sweep, `SWEEP_S` late at worst.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final
+
+from broker import codec
+from broker.base import Broker, Delivery
+from broker.errors import BrokerError, JournalUnavailable, WireError
+from broker.journal.base import LEASE_RENEW_S, Journal, Owned, Run, Taken
+from broker.messages import Reply
+from broker.topology import inbox, queue_name
+from workers.owner import Owner
+
+log = logging.getLogger(__name__)
+
+#: Replies in hand; each is handled at once, so this only bounds a burst.
+_INBOX_PREFETCH: Final = 500
+#: Lost replies are found this late at worst.
+SWEEP_S: Final = 20.0
+#: After a reconnect, calls that nobody has are published again this much later: what was merely
+#: on its way has arrived by then.
+SETTLE_S: Final = 3.0
+
+
+class Inbox:
+    """A worker's address: takes replies, keeps the lease, sweeps. One per worker process."""
+
+    def __init__(
+        self, broker: Broker, journal: Journal, worker_id: str, *, sweep_s: float = SWEEP_S
+    ) -> None:
+        self.worker_id = worker_id
+        self._broker = broker
+        self._journal = journal
+        self._sweep_s = sweep_s
+        self._owners: dict[str, Owner] = {}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None, None]:
+        """Be reachable while the context is open; leaving it ends the lease."""
+        queue = inbox(self.worker_id)
+        await self._broker.declare([queue])
+        await self._journal.renew_lease(self.worker_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                chores = [group.create_task(chore()) for chore in (self._lease, self._sweeps)]
+                async with self._broker.consume(queue.name, _INBOX_PREFETCH, self._hear):
+                    yield
+                for task in chores:
+                    task.cancel()
+        finally:
+            with suppress(JournalUnavailable, BrokerError):  # both end by themselves, later
+                await self._journal.end_lease(self.worker_id)
+                await self._broker.delete(queue.name)
+
+    async def take(self, key: str, *, counts: bool = True) -> Taken:
+        """Take a rollout; an owner whose process is gone is not waited for.
+
+        A dead process closes its connection at once, long before its lease runs out.
+        """
+        while True:
+            taken = await self._journal.take(key, self.worker_id, counts=counts)
+            if not isinstance(taken, Owned) or await self._is_consuming(taken.inbox):
+                return taken
+            await self._journal.end_lease(taken.inbox)
+
+    async def _is_consuming(self, worker_id: str) -> bool:
+        depth = await self._broker.depth(queue_name("inbox", worker_id))
+        return depth is not None and depth.consumers > 0
+
+    @contextmanager
+    def own(self, key: str, run: Run, *, stateful: bool = False) -> Generator[Owner, None, None]:
+        """Make calls for a rollout that was taken, while the context is open."""
+        owner = Owner(self._broker, self._journal, self.worker_id, key, run, stateful)
+        self._owners[key] = owner
+        try:
+            yield owner
+        finally:
+            if self._owners.get(key) is owner:
+                del self._owners[key]
+
+    def _hear(self, delivery: Delivery) -> None:
+        delivery.ack()
+        try:
+            reply = codec.decode(Reply, delivery.body, delivery.kind)
+        except WireError as e:
+            log.warning("unreadable reply", extra={"error": str(e)})
+            return
+        owner = self._owners.get(reply.rollout)
+        if owner is not None:
+            owner.hear(reply)
+
+    async def _lease(self) -> None:
+        while True:
+            with suppress(JournalUnavailable):  # what needs the journal says so itself
+                await self._journal.renew_lease(self.worker_id)
+            await asyncio.sleep(LEASE_RENEW_S)
+
+    async def _sweeps(self) -> None:
+        seen = self._broker.reconnects
+        clock = asyncio.get_running_loop().time
+        swept_at = clock()
+        while True:
+            await asyncio.sleep(min(1.0, self._sweep_s))
+            reconnected = self._broker.reconnects != seen
+            if not reconnected and clock() - swept_at < self._sweep_s:
+                await self._sweep([o for o in self._owners.values() if o.is_overdue])
+                continue
+            if reconnected:
+                await asyncio.sleep(SETTLE_S)
+            seen, swept_at = self._broker.reconnects, clock()
+            await self._sweep([o for o in self._owners.values() if o.waits], reconnected)
+
+    async def _sweep(self, owners: Sequence[Owner], reconnected: bool = False) -> None:
+        async with asyncio.TaskGroup() as group:
+            for owner in owners:
+                group.create_task(self._sweep_one(owner, reconnected))
+
+    async def _sweep_one(self, owner: Owner, reconnected: bool) -> None:
+        try:
+            await owner.sweep(reconnected=reconnected)
+        except (JournalUnavailable, TimeoutError) as e:
+            log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})
