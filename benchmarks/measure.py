@@ -64,6 +64,9 @@ class Measurement:
     """Model calls per second in that time over `concurrency / mean latency`."""
     slot_time: Mapping[str, float] | None
     """Where the slots' time went, as shares (slot_time.py)."""
+    starved: Mapping[str, float]
+    """By kind of process: of the time in which its main thread wanted a CPU, the share in which it
+    had none. Where that is much, rates, latencies and efficiency are the machine's, not ours."""
     failed: int
     requests_per_rollout: float
     load_before: float
@@ -193,6 +196,7 @@ def _collect(
         in_flight_mean=in_flight,
         efficiency=efficiency,
         slot_time=None if efficiency is None else slot_time(rows.lives, scenario.concurrency),
+        starved={each.kind: each.starved for each in watched},
         failed=rows.failed,
         requests_per_rollout=stats["requests"] / scenario.rollouts,
         load_before=load,

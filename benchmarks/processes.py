@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _END_S: Final = 15.0
+_LOOK_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -23,11 +25,14 @@ class Watched:
     process: subprocess.Popen[bytes] | None = None
     peak_bytes: int = 0
     cpu_s: float = 0.0
+    starved: float = 0.0
+    """Of the time in which its main thread wanted a CPU, the share in which it had none."""
 
     def look(self) -> float:
         """Read /proc: the CPU seconds used so far, by what lives and by children that ended."""
         living = list(_session(self.pid))
         if living:
+            self._look_at_queue()
             self.cpu_s = sum(map(_cpu_s, living))
             self.peak_bytes = max(self.peak_bytes, sum(map(_peak_bytes, living)))
         return self.cpu_s
@@ -35,11 +40,19 @@ class Watched:
     def wait(self) -> int:
         """Wait for its end; the exit code. What it used in all is known then."""
         assert self.process is not None
+        while not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._look_at_queue()
+            time.sleep(_LOOK_S)
         _, status, used = os.wait4(self.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_s = used.ru_utime + used.ru_stime
         self.peak_bytes = max(self.peak_bytes, used.ru_maxrss * 1024)
         return self.process.returncode
+
+    def _look_at_queue(self) -> None:
+        with contextlib.suppress(OSError, ZeroDivisionError):
+            ran, waited = map(int, Path(f"/proc/{self.pid}/schedstat").read_bytes().split()[:2])
+            self.starved = waited / (ran + waited)
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL for the whole session."""

@@ -10,17 +10,8 @@ _KINDS = ("collect", "agent", "model", "tool", "verifier", "rabbitmq", "redis")
 def table(runs: Sequence[Measurement]) -> str:
     """One line per measurement; CPU in ms per rollout, memory in MB."""
     head = ["scenario", "rollouts", "in flight", "per s", "CPU ms", "whole run", *_KINDS]
-    head += [
-        "MB",
-        "collect MB",
-        "added p50",
-        "p99 ms",
-        "efficiency",
-        "idle slots",
-        "first row s",
-        "failed",
-        "load",
-    ]
+    head += ["MB", "collect MB", "added p50", "p99 ms", "efficiency", "idle slots"]
+    head += ["first row s", "failed", "starved", "load"]
     rows = [head, *(_line(run) for run in runs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -48,5 +39,6 @@ def _line(run: Measurement) -> list[str]:
         "-" if run.slot_time is None else f"{run.slot_time['idle']:.3f}",
         f"{run.first_row_s:.2f}",
         str(run.failed),
+        f"{max(share for kind, share in run.starved.items() if kind != 'rabbitmq'):.2f}",
         f"{run.load_before:.1f}",
     ]
