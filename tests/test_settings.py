@@ -64,6 +64,8 @@ def test_a_named_file_is_read_instead_of_warren_toml(write_toml: Any, tmp_path: 
         ("models = 3\n", "models must be tables"),
         ("[models.m]\nbase_url = 'http://a'\n", "unknown key 'base_url'; did you mean 'base_urls'"),
         ("[models.m]\nbase_urls = ['a']\n", "base_urls: ['a'] must be a URL like http://host"),
+        ("[models.m]\nbase_urls = ['http://h:99999/v1']\n", "with a port up to 65535"),
+        ("[models.m]\nbase_urls = ['http://h:pass/v1']\n", "with a port up to 65535"),
         ("[models.m]\napi = 'soap'\n", "api: 'soap' must be auto or chat or responses or vllm"),
         ("[prefetch]\nagent = 0\n", "prefetch.agent: 0 must be a whole number, from 1 to 65535"),
     ],

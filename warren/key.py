@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from broker.masking import Url
 from broker.names import NAME_PATTERN, is_name
@@ -154,9 +155,20 @@ def url(*schemes: str) -> Parse:
         parsed = Url(str(value).strip())
         if parsed.scheme not in schemes or "://" not in parsed.reveal() or not parsed.host:
             raise ValueError(allowed)
+        if not _has_port(parsed):
+            raise ValueError(f"{allowed}, with a port up to 65535")
         return parsed
 
     return parse
+
+
+def _has_port(given: Url) -> bool:
+    """Whether its port is none or a number. What it is instead may be half of a password."""
+    try:
+        urlsplit(given.reveal()).port  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _range(least: float, most: float | None) -> str:
