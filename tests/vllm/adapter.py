@@ -1,6 +1,7 @@
-"""A LoRA adapter for the tiny model: `python adapter.py TINY ADAPTER MERGED SEED`.
+"""LoRA adapters for the tiny model: `python adapter.py TINY DIR SEED ...`.
 
-MERGED is the model that the adapter makes of TINY, for a forward pass without LoRA.
+`DIR/merged-SEED` is the model that the adapter in `DIR/SEED` makes of TINY, for a forward pass
+without LoRA.
 """
 
 # mypy: ignore-errors
@@ -17,7 +18,7 @@ RANK = 8
 MODULES = ("q_proj", "v_proj")
 
 
-def main(tiny: str, adapter: Path, merged: str, seed: int) -> None:
+def make(tiny: str, adapter: Path, merged: Path, seed: int) -> None:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     found = {}
@@ -43,4 +44,6 @@ def main(tiny: str, adapter: Path, merged: str, seed: int) -> None:
     model.save_pretrained(merged)
 
 
-main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+for given in sys.argv[3:]:
+    folder = Path(sys.argv[2])
+    make(sys.argv[1], folder / given, folder / f"merged-{given}", int(given))

@@ -1,4 +1,4 @@
-"""Two real vLLM servers behind a gateway: LoRA adapters, stickiness, one of them killed."""
+"""Two real vLLM servers behind a gateway: LoRA adapters, stickiness, one killed and restarted."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import ModelResult
+from broker.messages import ModelResult, VersionSpan
 from broker.shared.memory import MemoryShared
 from producers.policy import update_policy
 from tests.support.gateway import Caller, serving
@@ -44,8 +44,7 @@ def adapters(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with adapters `1` and `2`, and what they make of the tiny model: `merged-1`, ..."""
     folder = tmp_path_factory.mktemp("adapters")
     script = Path(__file__).with_name("adapter.py")
-    for n in (1, 2):
-        python(script, weights / "tiny", folder / str(n), folder / f"merged-{n}", n)
+    python(script, weights / "tiny", folder, 1, 2)
     return folder
 
 
@@ -85,11 +84,13 @@ async def test_an_update_puts_another_lora_adapter_in_the_place_of_the_one_that_
     assert {answer.versions.max for answer in after.values() if answer.versions} == {2}
 
 
-async def test_rollouts_stay_with_a_replica_move_when_it_is_killed_and_come_back(
+async def test_a_killed_replica_loses_its_rollouts_until_it_is_back_with_the_present_weights(
     replicas: list[Replica], weights: Path, tmp_path: Path
 ) -> None:
     killed, other = replicas
-    async with serving(model_at(killed.url, other.url)) as caller:
+    shared = MemoryShared()
+    async with serving(model_at(killed.url, other.url), shared=shared) as caller:
+        await update_policy(caller.broker, shared, "m", 3, str(weights / "1"))
         counts = await shares(caller)
         assert min(counts.values()) > 0, "both are used"
         again = await ask(caller)
@@ -104,13 +105,25 @@ async def test_rollouts_stay_with_a_replica_move_when_it_is_killed_and_come_back
             async with asyncio.timeout(300):  # it gets few calls at first
                 while await shares(caller) != counts:
                     pass
+            await sampled_by(weights / "1", 3, await ask(caller))
+
+
+async def sampled_by(weights: Path, version: int, answers: Mapping[str, ModelResult]) -> None:
+    """Whether all that they are named by is true."""
+    assert {r.versions for r in answers.values()} == {VersionSpan(min=version, max=version)}
+    samples = [ids(answer) for answer in answers.values()]
+    wanted = await asyncio.to_thread(
+        forward, weights, [(prompt, out) for prompt, out, _ in samples]
+    )
+    for (_, _, logprobs), expected in zip(samples, wanted, strict=True):
+        assert logprobs == pytest.approx(expected, abs=1e-4)
 
 
 async def shares(caller: Caller) -> dict[str, int]:
-    """How many of the rollouts each endpoint gets."""
+    """How many of the rollouts each endpoint gets; none is answered with older weights."""
     before = requests(caller)
     answers = await ask(caller)
-    assert all(answer.error is None for answer in answers.values())
+    assert {r.versions for r in answers.values()} == {VersionSpan(min=3, max=3)}
     return {url: count - before[url] for url, count in requests(caller).items()}
 
 

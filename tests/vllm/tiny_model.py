@@ -1,8 +1,8 @@
-"""Makes a tiny Qwen2 that calls a tool: `python tiny_model.py DIR [SEED]`, in the vLLM venv.
+"""Makes a tiny Qwen2 that calls a tool: `python tiny_model.py DIR [SEED ...]`, in the vLLM venv.
 
 A byte-level BPE trained on the spot and 95,000 parameters, overfitted on a few sums until greedy
-decoding surely gives correct calls: 400 steps, 10 s. Nothing is downloaded. With a seed the
-weights are noise: another version of the policy.
+decoding surely gives correct calls: 400 steps, 10 s. Nothing is downloaded. It lies in `DIR/tiny`;
+in a folder named by each seed, its weights are noise: other versions of the policy.
 """
 
 # mypy: ignore-errors
@@ -46,7 +46,7 @@ MOST_STEPS = 3000
 SURE = 0.8
 
 
-def main(folder: str, seed: int | None) -> None:
+def make(folder: Path, seed: int | None) -> None:
     tokenizer = new_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.set_num_threads(1)  # more only wait for each other over so few numbers
@@ -142,4 +142,5 @@ def surely_says(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
     return bool((sure[places, wanted[places]] > SURE).all())
 
 
-main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+for name in ("tiny", *sys.argv[2:]):
+    make(Path(sys.argv[1]) / name, None if name == "tiny" else int(name))
