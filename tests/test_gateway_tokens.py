@@ -3,16 +3,18 @@
 import asyncio
 import json
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.messages import VersionSpan
 from tests.support import provider
-from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.backend import BackendRequest, Refused
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.vllm_backend import VllmBackend
-from workers.model_gateway.vllm_tokens import continuation
+from workers.model_gateway.vllm_tokens import RENDER, TokenPath, continuation
 
 EOS, NEWLINE = 2, 10
 #: What was sampled; the server's template tokenises the same words as 50, 51.
@@ -92,22 +94,25 @@ class Server:
         return provider.answers(provider.chat({"role": "assistant", "content": "from tokens"}))
 
 
+REQUEST = BackendRequest(
+    model="m",
+    items=[
+        {"role": "user", "content": "a"},
+        {"type": "message", "role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ],
+    known_ids=array("i", KNOWN).tobytes(),
+    known_items=2,
+    rollout="r/0/0",
+    path="1",
+)
+
+
 async def ask(server: Server, known: list[int] = KNOWN) -> Any:
     async with provider.running(server) as fake:
         backend = VllmBackend(ModelConfig(name="m", base_urls=(fake.url,), api="vllm"), fake.url)
         fake.other["/weight_info"] = provider.answers({"weight_version": "default"})
-        request = BackendRequest(
-            model="m",
-            items=[
-                {"role": "user", "content": "a"},
-                {"type": "message", "role": "assistant", "content": "b"},
-                {"role": "user", "content": "c"},
-            ],
-            known_ids=array("i", known).tobytes(),
-            known_items=2,
-            rollout="r/0/0",
-            path="1",
-        )
+        request = msgspec.structs.replace(REQUEST, known_ids=array("i", known).tobytes())
         try:
             return await backend.generate(request)
         finally:
@@ -150,6 +155,35 @@ async def test_a_server_without_token_endpoints_is_asked_by_chat() -> None:
     assert result.tokens is not None
     assert not result.continues, "nobody needs to send it tokens again"
     assert server.asked == ["/v1/chat/completions/render", "/v1/chat/completions"]
+
+
+async def test_a_server_that_misses_the_model_for_once_still_has_its_token_endpoints() -> None:
+    asked: list[str] = []
+
+    async def post(path: str, _: Mapping[str, Any]) -> bytes:
+        asked.append(path)
+        raise Refused("HTTP 404: The model `m` does not exist.")
+
+    tokens = TokenPath(post)
+    assert await tokens.generate(REQUEST, {}) is None
+    assert (asked, tokens.there) == ([RENDER], True)
+
+
+@pytest.mark.parametrize("answer", [Refused("HTTP 404: Not Found"), b"<html>", b"{}"])
+async def test_a_server_without_token_endpoints_is_asked_for_them_again_after_a_while(
+    answer: bytes | Refused,
+) -> None:
+    async def post(_: str, __: Mapping[str, Any]) -> bytes:
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    tokens = TokenPath(post, look_again_s=0.05)
+    assert await tokens.generate(REQUEST, {}) is None
+    assert not tokens.there
+    async with asyncio.timeout(5):
+        while not tokens.there:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_server_that_answers_anything_there_is_asked_by_chat() -> None:

@@ -8,6 +8,7 @@ begins a branch: the call is made as the template says, and its prompt tells so.
 """
 
 import logging
+import time
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _MOST_AFTER_ANSWER: Final = 3
 
 #: How the refusals of a server begin that has no token endpoints, or not for us.
 _NOT_THERE: Final = ("HTTP 403", "HTTP 404", "HTTP 405")
+#: One odd answer, of a proxy or while it starts, costs no more than a minute's tokens.
+_LOOK_AGAIN_S: Final = 60.0
 
 Post = Callable[[str, Mapping[str, Any]], Awaitable[bytes]]
 
@@ -86,10 +89,15 @@ class _NoRendering(Exception):
 class TokenPath:
     """The token endpoints of one server, while it has them."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, *, look_again_s: float = _LOOK_AGAIN_S) -> None:
         self._post = post
-        self.there = True
-        """Until the server says that it has none."""
+        self._look_again_s = look_again_s
+        self._look_at = float("-inf")
+
+    @property
+    def there(self) -> bool:
+        """Whether the server has them: it did not say otherwise in the last minute."""
+        return time.monotonic() >= self._look_at
 
     async def generate(self, request: BackendRequest, body: Mapping[str, Any]) -> Continued | None:
         """Sample after the request's known tokens; None where chat does the same, or must do.
@@ -103,10 +111,11 @@ class TokenPath:
         except ContextOverflow:
             raise
         except Refused as e:  # chat says what is wrong with the request
-            self.there = not str(e).startswith(_NOT_THERE)
+            if str(e).startswith(_NOT_THERE) and request.model not in str(e):
+                self._look_at = time.monotonic() + self._look_again_s
             return None
         except _NoRendering as e:
-            self.there = False
+            self._look_at = time.monotonic() + self._look_again_s
             log.warning("no token endpoints: the history is sent as text", extra={"why": str(e)})
             return None
         if found is None:
