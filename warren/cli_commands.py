@@ -27,7 +27,8 @@ from warren.options import (
     WorkerOptions,
 )
 from warren.run_keys import WAITS
-from warren.settings import Settings, Values
+from warren.settings import Settings
+from warren.values import Values
 
 
 @dataclass(frozen=True, slots=True)

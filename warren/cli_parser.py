@@ -1,6 +1,6 @@
 """From words on the command line to a command and what was given to it.
 
-Only the parser of the command that was typed is built. Values stay text here: `settings.py`
+Only the parser of the command that was typed is built. Values stay text here: `values.py`
 parses them, so that flags, environment and file fail with the same sentences.
 """
 
@@ -15,7 +15,7 @@ from broker.errors import UsageError
 from warren.cli_commands import COMMANDS, Command, Word
 from warren.key import Key
 from warren.keys import KEYS
-from warren.settings import did_you_mean
+from warren.values import did_you_mean
 
 _ENDING = """\
 In brackets: the option's environment twin and its place in warren.toml; models stand there as

@@ -1,7 +1,7 @@
 """Every setting there is, as data: its flag, its environment twin, its place in warren.toml.
 
-`settings.py` reads values by this table and `cli.py` makes flags and --help from it, so that the
-three can't drift apart. Precedence: flag > environment > warren.toml > default.
+`values.py` reads values by this table and `cli_parser.py` makes flags and --help from it, so that
+the three can't drift apart. Precedence: flag > environment > warren.toml > default.
 """
 
 from typing import Final

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from broker.errors import UsageError
 from broker.messages import Budget
-from warren.settings import ModelSettings, Settings, did_you_mean
+from warren.model_settings import ModelSettings
+from warren.settings import Settings
+from warren.values import did_you_mean
 from workers.model_gateway.config import ModelConfig, Price
 from workers.spec import EnvironmentSpec
 

@@ -6,7 +6,8 @@ import sys
 from broker.errors import UsageError
 from warren.connections import connect
 from warren.options import EXIT_OK, CancelOptions
-from warren.settings import Settings, did_you_mean
+from warren.settings import Settings
+from warren.values import did_you_mean
 
 
 async def run(options: CancelOptions, settings: Settings) -> int:

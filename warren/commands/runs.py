@@ -9,7 +9,8 @@ from broker.errors import UsageError
 from broker.journal.base import RunProgress
 from warren.connections import connect
 from warren.options import EXIT_OK, RunsOptions
-from warren.settings import Settings, did_you_mean
+from warren.settings import Settings
+from warren.values import did_you_mean
 
 _COLUMNS = ("run", "environment", "model", "state", "published", "committed", "failed", "reward")
 
