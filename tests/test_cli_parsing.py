@@ -102,14 +102,20 @@ def test_enqueue_with_wait() -> None:
     assert made.wait
 
 
-def test_every_worker_kind_takes_several_environments() -> None:
-    for kind in ("agent", "tool", "model", "verifier", "sink"):
+def test_every_worker_kind_with_user_code_takes_several_environments() -> None:
+    for kind in ("agent", "tool", "model", "verifier"):
         more = {"model": "--model m --base-url http://a/v1 --base-url http://b/v1"}
-        line = f"worker {kind} --env a --env b --prefetch 5 --output out {more.get(kind, '')}"
-        line = line if kind == "sink" else line.replace("--output out", "")
+        line = f"worker {kind} --env a --env b --prefetch 5 {more.get(kind, '')}"
         made = options(f"{line} {CLUSTER}")
         assert isinstance(made, WorkerOptions)
         assert (made.kind, made.environments, made.prefetch) == (kind, ("a", "b"), 5)
+
+
+def test_a_sink_worker_takes_an_output_and_no_environment_but_minds_no_twin() -> None:
+    made = options(f"worker sink --output out {CLUSTER}", {"WARREN_ENV": "a"})
+    assert made == WorkerOptions(kind="sink", prefetch=1024, output=Path("out"))
+    assert "--env " not in warren("worker", "sink", "--help").stdout
+    assert "--env " in warren("worker", "agent", "--help").stdout
 
 
 def test_a_worker_environments_twin_is_separated_by_commas() -> None:
@@ -150,6 +156,7 @@ def test_dlq_takes_ids_or_all_wherever_they_stand() -> None:
         ("collect t --env e --model m -o o --base-url a", "--base-url: ['a'] must be a URL"),
         ("worker agent --broker amqp://h", "`warren worker agent` needs --redis redis://host"),
         (f"worker sink {CLUSTER}", "--output is missing"),
+        (f"worker sink {CLUSTER} --output o --env e", "unknown option '--env'"),
         (f"worker model {CLUSTER}", "--model is missing"),
     ],
 )

@@ -185,7 +185,7 @@ def _worker(kind: WorkerKind) -> Callable[[Given], WorkerOptions]:
             raise UsageError("--model is missing: name a model, or list some in warren.toml")
         return WorkerOptions(
             kind=kind,
-            environments=get("environments"),
+            environments=() if kind == "sink" else get("environments"),
             models=_models(settings) if kind == "model" else (),
             prefetch=get("prefetch") or settings.prefetch[kind],
             output=get("output") if kind == "sink" else None,
@@ -295,10 +295,10 @@ _WORKER_HELP: Final[Mapping[WorkerKind, str]] = {
     "sink": "write rows to OUTPUT/<run>/",
 }
 _WORKER_KEYS: Final[Mapping[WorkerKind, tuple[str, ...]]] = {
-    "agent": (),
-    "tool": ("unsafe_no_sandbox",),
-    "model": _ENDPOINT,
-    "verifier": ("unsafe_no_sandbox",),
+    "agent": ("environments",),
+    "tool": ("environments", "unsafe_no_sandbox"),
+    "model": ("environments", *_ENDPOINT),
+    "verifier": ("environments", "unsafe_no_sandbox"),
     "sink": ("output",),
 }
 _DLQ_HELP: Final[Mapping[DlqAction, str]] = {
@@ -318,7 +318,7 @@ def _worker_commands() -> list[Command]:
             target="warren.commands.worker:run",
             build=_worker(kind),
             keys=(
-                *("environments", *_WORKER_KEYS[kind], "prefetch"),
+                *(*_WORKER_KEYS[kind], "prefetch"),
                 *(*_PLACE, *_METRICS, "renew_after", *_EVERYWHERE),
             ),
             log_level="info",

@@ -41,8 +41,7 @@ class Place:
     def start(self, *kinds: str, env: object = "calculator") -> None:
         """One worker of each kind; returns when all of them serve."""
         for kind in kinds:
-            more: list[object] = ["--env", env]
-            more += ["--output", "rows"] if kind == "sink" else []
+            more: list[object] = ["--output", "rows"] if kind == "sink" else ["--env", env]
             more += ["--model", "scripted"] if kind == "model" else []
             log = self.folder / f"{kind}.log"
             with log.open("wb") as out:
