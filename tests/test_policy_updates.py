@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from broker.errors import UsageError
+from broker.journal.redis_client import Client
 from broker.memory import MemoryBroker
 from broker.messages import ModelResult, VersionSpan
 from broker.shared.base import LEAD_S, PauseMode, PolicyUpdate, PolicyUpdateFailed, Shared
@@ -24,8 +25,9 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Shared]:
     if request.param == "memory":
         yield MemoryShared()
         return
-    store = await RedisShared.connect(request.getfixturevalue("redis_server").url, patience_s=10)
-    await store._client.do("DEL", "warren:policy:{m}", "warren:policy:{m}:leader")
+    client = await Client.connect(request.getfixturevalue("redis_server").url, patience_s=10)
+    await client.do("DEL", "warren:policy:{m}", "warren:policy:{m}:leader")
+    store = RedisShared(client)
     yield store
     await store.close()
 

@@ -104,12 +104,9 @@ def result(
     calls: tuple[bytes, ...] = TWO_STEPS,
     main: str | None = "1",
     prompt_items: int = 2,
-    reward: float | None = 1.0,
-    error: Failure | None = None,
-    verdict: Verdict | None = None,
-    **trajectory: Any,
+    **more: Any,
 ) -> Result:
-    """A scored rollout; with `error`, a failed one."""
+    """A rollout of a task that nobody published; `more` as in `result_of`."""
     task = Task(
         run=run,
         generation=generation,
@@ -120,6 +117,21 @@ def result(
         row=row,
         audiences=("collect",),
     )
+    return result_of(task, calls=calls, main=main, prompt_items=prompt_items, **more)
+
+
+def result_of(
+    task: Task,
+    *,
+    calls: tuple[bytes, ...],
+    main: str | None,
+    prompt_items: int,
+    reward: float | None = 1.0,
+    error: Failure | None = None,
+    verdict: Verdict | None = None,
+    **trajectory: Any,
+) -> Result:
+    """The scored rollout of a task; with `error`, a failed one."""
     fields: dict[str, Any] = {
         "task": codec.pack(task),
         "rollout": task.journal_key,
@@ -135,10 +147,10 @@ def result(
     }
     return Result(
         rollout_id=task.rollout_id,
-        task_index=task_index,
-        repeat=repeat,
-        run=run,
-        generation=generation,
+        task_index=task.task_index,
+        repeat=task.repeat,
+        run=task.run,
+        generation=task.generation,
         trajectory=codec.pack(Trajectory(**(fields | trajectory))),
         verdict=verdict or Verdict(reward=reward if error is None else None),
     )

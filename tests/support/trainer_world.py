@@ -1,7 +1,6 @@
 """What outlives trainers under test: broker, stores, and workers that do what the test says."""
 
 import asyncio
-from array import array
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,20 +9,11 @@ from broker import codec
 from broker.base import Delivery, Outgoing
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.memory import MemoryBroker
-from broker.messages import (
-    CallRecord,
-    Failure,
-    ModelResult,
-    Result,
-    Task,
-    Tokens,
-    Trajectory,
-    Usage,
-    Verdict,
-)
+from broker.messages import Failure, Result, Task, Verdict
 from broker.topology import RESULT, result_key, run_results_queue, task_queue
 from producers.rollouts import FinishedRollout, RolloutGroup
 from producers.trainer import TrainerClient
+from tests.support.rollouts import model_call, result_of, said, tokens
 
 DEADLINE_S = 20.0
 RUN: dict[str, Any] = {"run": "run", "environment": "calculator", "model": "m"}
@@ -31,45 +21,17 @@ TASKS = task_queue("normal", "calculator")
 RESULTS = run_results_queue("trainer", "run")
 
 
+#: One step, with tokens.
+_ONE_STEP = (
+    model_call("0", [said("user", "2+2?")], [said("assistant", "4")], tokens=tokens([1, 2], [3])),
+)
+
+
 def finished(task: Task, *, reward: float | None = 1.0, error: Failure | None = None) -> Outgoing:
     """The scored rollout of a task, as a verifier publishes it."""
-    tokens = Tokens(
-        prompt_ids=array("i", [1, 2]).tobytes(),
-        generated_ids=array("i", [3]).tobytes(),
-        logprobs=array("f", [-0.5]).tobytes(),
-    )
-    answer = [{"type": "message", "role": "assistant", "content": "4"}]
-    call = CallRecord(
-        path="0",
-        kind="model",
-        new_items=(codec.pack({"role": "user", "content": "2+2?"}),),
-        result=codec.pack(
-            ModelResult(
-                items=codec.pack(answer),
-                tokens=tokens,
-                usage=Usage(prompt_tokens=2, generated_tokens=1),
-            )
-        ),
-    )
-    trajectory = Trajectory(
-        task=codec.pack(task),
-        rollout=task.journal_key,
-        epoch="e",
-        attempt=1,
-        status="completed" if error is None else "failed",
-        error=error,
-        calls=(codec.pack(call),),
-        main="0",
-        prompt_items=1,
-    )
-    result = Result(
-        rollout_id=task.rollout_id,
-        task_index=task.task_index,
-        repeat=task.repeat,
-        run=task.run,
-        generation=task.generation,
-        trajectory=codec.pack(trajectory),
-        verdict=Verdict(reward=reward, components=() if reward is None else (("ok", reward),)),
+    verdict = Verdict(reward=reward, components=() if reward is None else (("ok", reward),))
+    result = result_of(
+        task, calls=_ONE_STEP, main="0", prompt_items=1, error=error, verdict=verdict
     )
     return Outgoing(
         exchange=RESULT.name,
