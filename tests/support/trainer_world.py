@@ -9,7 +9,7 @@ from broker import codec
 from broker.base import Delivery, Outgoing
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.memory import MemoryBroker
-from broker.messages import Failure, Result, Task, Verdict
+from broker.messages import Failure, Result, Task, Usage, Verdict
 from broker.topology import RESULT, result_key, run_results_queue, task_queue
 from producers.rollouts import FinishedRollout, RolloutGroup
 from producers.trainer import TrainerClient
@@ -22,8 +22,12 @@ RESULTS = run_results_queue("trainer", "run")
 
 
 #: One step, with tokens.
-_ONE_STEP = (
-    model_call("0", [said("user", "2+2?")], [said("assistant", "4")], tokens=tokens([1, 2], [3])),
+_ONE_STEP = model_call(
+    "0",
+    [said("user", "2+2?")],
+    [said("assistant", "4")],
+    tokens=tokens([1, 2], [3]),
+    usage=Usage(prompt_tokens=2, generated_tokens=1),
 )
 
 
@@ -31,7 +35,7 @@ def finished(task: Task, *, reward: float | None = 1.0, error: Failure | None = 
     """The scored rollout of a task, as a verifier publishes it."""
     verdict = Verdict(reward=reward, components=() if reward is None else (("ok", reward),))
     result = result_of(
-        task, calls=_ONE_STEP, main="0", prompt_items=1, error=error, verdict=verdict
+        task, calls=(_ONE_STEP,), main="0", prompt_items=1, error=error, verdict=verdict
     )
     return Outgoing(
         exchange=RESULT.name,
