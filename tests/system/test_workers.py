@@ -15,6 +15,7 @@ import pytest
 from sinks.parts import list_parts, read_part
 from tests.conftest import Names
 from tests.support.command import (
+    Done,
     asked,
     at_once,
     ended,
@@ -208,6 +209,54 @@ def test_queues_that_nobody_works_on_close_the_count_at_their_deadlines(
     assert errors("none.jsonl", "--task-wait", "0.5") == {late.format("task")}
     here.start("agent", env=file)
     assert errors("agent.jsonl") == {late.format("model")}
+
+
+@pytest.mark.faults  # a dozen interpreters start, one after the other
+@pytest.mark.timeout(240)
+def test_dead_letters_are_listed_shown_replayed_and_dropped_by_hand(
+    here: Place, tmp_path: Path, fresh_names: Names
+) -> None:
+    """Tasks that no agent took in time: failed rows first, good ones after their replay."""
+    name, run = fresh_names.environment, fresh_names.run
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"from warren import Environment\nenv = Environment({name!r})\n"
+        "@env.policy\ndef play(request):\n    return 'x'\n"
+        "@env.reward\ndef fair(rollout):\n    return 1.0\n",
+        encoding="utf-8",
+    )
+    tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(4)])
+
+    def call(*words: object) -> Done:
+        return warren(*words, cwd=tmp_path, **here.variables)
+
+    def listed() -> list[dict[str, str]]:
+        letters: list[dict[str, str]] = call("dlq", "list", "--run", run, "--json").json["letters"]
+        return letters
+
+    here.start("sink", env=file)
+    common = ("--env", file, "--model", "scripted", "--run", run, "--task-wait", "0.2")
+    assert call("enqueue", tasks, *common, "--wait", "--json").ok().json["failed"] == 4
+    letters = listed()
+    assert {letter["reason"] for letter in letters} == {"expired"}
+    assert {letter["rollout"] for letter in letters} == {f"{run}/{i}/0" for i in range(4)}
+    shown = call("dlq", "show", letters[0]["id"]).ok().json
+    assert "question" in json.dumps(shown)
+    unknown = call("dlq", "drop", "nothing")
+    assert (unknown.code, "warren dlq list" in unknown.err) == (2, True)
+    call("dlq", "drop", letters[3]["id"]).ok()
+    assert len(listed()) == 3
+    here.start("agent", "model", "verifier", env=file)  # else the replayed ones expire again
+    call("dlq", "replay", "--all", "--run", run).ok()
+
+    def good() -> set[str]:
+        parts = [p for p in list_parts(tmp_path / "rows" / run) if p.series == "part"]
+        rows = [json.loads(line) for part in parts for line in read_part(part.path)]
+        return {row["warren"]["rollout_id"] for row in rows if row["reward"] == 1.0}
+
+    until(lambda: len(good()) == 3, 30)
+    assert good() == {letter["rollout"] for letter in letters[:3]}
+    assert listed() == []
 
 
 def test_an_interrupted_collector_with_external_workers_says_how_to_go_on_or_cancel(
