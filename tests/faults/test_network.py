@@ -10,7 +10,7 @@ from tests.support.proxy import Proxy
 from tests.support.runs import Worker
 
 TASKS = 200
-FEW = 80
+FEW = 60
 KINDS = ("agent", "tool", "model", "verifier")
 
 
@@ -23,8 +23,11 @@ def _behind(warren: Cluster, proxy: Proxy, *kinds: str) -> list[Worker]:
 
 
 def test_connections_are_cut_under_load(warren: Cluster) -> None:
+    """Of every kind one of two is behind the proxy."""
     proxy = warren.proxy(warren.rabbitmq)
-    _behind(warren, proxy, *KINDS, *KINDS)
+    for kind in KINDS:
+        warren.kill(warren.living(kind)[0])
+    warren.start(*KINDS, WARREN_BROKER=proxy.url(warren.rabbitmq.url))
     warren.model.latency_s = 1.0
     run = warren.enqueue(FEW // 2)
     for answers in (FEW // 4, FEW // 2):

@@ -5,11 +5,12 @@ import pytest
 from tests.support.cluster import Cluster
 
 TASKS = 40
+FEW = 24
 
 
 def test_stored_state_survives_killed_tool_workers(warren: Cluster) -> None:
-    run = warren.enqueue(TASKS, game="ledger")
-    for answers in (TASKS // 2, TASKS):
+    run = warren.enqueue(FEW, game="ledger")
+    for answers in (FEW // 2, FEW):
         warren.answered(answers)
         warren.kill(warren.living("tool")[0])
         warren.start("tool")

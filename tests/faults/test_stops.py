@@ -5,7 +5,7 @@ import pytest
 from tests.support.cluster import EXIT_S, KINDS, Cluster
 
 TASKS = 200
-FEW = 80
+FEW = 48
 
 
 def test_every_kind_gives_back_what_it_has_and_the_work_goes_on(warren: Cluster) -> None:
