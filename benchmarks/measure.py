@@ -88,7 +88,9 @@ def measure(scenario: Scenario, folder: Path, servers: Servers | None) -> Measur
         workers = []
         if servers is not None:
             workers = list(_workers(scenario, folder, servers, stack))
-        return _collect(scenario, folder, servers, workers, stub, port, load)
+        seen = _collect(scenario, folder, servers, workers, stub)
+        stats = _stats(port)
+        return _measured(scenario, seen, _read_rows(_output(folder)), stats, load)
 
 
 def _write_input(folder: Path, scenario: Scenario, port: int) -> None:
@@ -135,32 +137,38 @@ def _common(folder: Path, servers: Servers | None) -> list[str]:
     return [*urls, "--config", str(folder / "warren.toml")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collected:
+    """What was seen of one collector, from its start to its end."""
+
+    watched: Sequence[Watched]
+    """The servers, the workers and, last, the collector."""
+    cpu_at_first: Sequence[float]
+    """CPU seconds that each had used at the first model request."""
+    began: float
+    """Monotonic seconds, as all here."""
+    first: float
+    """The first model request."""
+    first_row: float
+    ended: float
+
+
 def _collect(
     scenario: Scenario,
     folder: Path,
     servers: Servers | None,
     workers: Sequence[Watched],
     stub: Watched,
-    port: int,
-    load: float,
-) -> Measurement:
-    output = folder / "rows.jsonl"
-    command = [
-        *(sys.executable, "-m", "warren", "collect", str(folder / "tasks.jsonl")),
-        *("-o", str(output), "--env", str(ENVIRONMENT), "--model", "bench", "--json", "-q"),
-        *("--concurrency", str(scenario.concurrency), "--max-steps", "100"),
-        *(("--workers", "external") if servers else ()),
-        *_common(folder, servers),
-    ]
+) -> _Collected:
     before = [*(servers.watched if servers else ()), *workers]
     began = time.monotonic()
-    collector = start("collect", command, folder / "collect.log")
+    collector = start("collect", _command(scenario, folder, servers), folder / "collect.log")
     watched = [*before, collector]
     try:
         _hear_first(stub, collector, folder)
         first = time.monotonic()
         at_first = [each.look() for each in watched]
-        first_row_s = _until_first_row(output, collector) - began
+        first_row = _until_first_row(_output(folder), collector)
         code = collector.wait()
     finally:
         collector.end()
@@ -169,22 +177,44 @@ def _collect(
         each.look()
     if code:
         raise RuntimeError(f"collect ended with {code}: {_tail(folder / 'collect.log')}")
-    stats = _stats(port)
-    used = {each.kind: 0.0 for each in watched}
-    for each, already in zip(watched, at_first, strict=True):
-        used[each.kind] += (each.cpu_s - already) / scenario.rollouts * 1000
-    start_up = at_first[-1] / scenario.rollouts * 1000
-    peaks = _peaks(watched)
-    rows = _read_rows(output)
-    samples: Samples = stats["samples"]
-    in_flight, efficiency = _steady(samples, scenario, stats["mean_s"])
+    return _Collected(
+        watched=watched,
+        cpu_at_first=at_first,
+        began=began,
+        first=first,
+        first_row=first_row,
+        ended=ended,
+    )
+
+
+def _command(scenario: Scenario, folder: Path, servers: Servers | None) -> list[str]:
+    return [
+        *(sys.executable, "-m", "warren", "collect", str(folder / "tasks.jsonl")),
+        *("-o", str(_output(folder)), "--env", str(ENVIRONMENT), "--model", "bench", "--json"),
+        *("-q", "--concurrency", str(scenario.concurrency), "--max-steps", "100"),
+        *(("--workers", "external") if servers else ()),
+        *_common(folder, servers),
+    ]
+
+
+def _output(folder: Path) -> Path:
+    return folder / "rows.jsonl"
+
+
+def _measured(
+    scenario: Scenario, seen: _Collected, rows: "_Rows", stats: Mapping[str, Any], load: float
+) -> Measurement:
+    used = _cpu_ms(scenario, seen)
+    start_up = seen.cpu_at_first[-1] / scenario.rollouts * 1000
+    peaks = _peaks(seen.watched)
+    in_flight, efficiency = _steady(stats["samples"], scenario, stats["mean_s"])
     return Measurement(
         scenario=scenario.name,
         rollouts=scenario.rollouts,
         concurrency=scenario.concurrency,
-        rollouts_per_s=scenario.rollouts / (ended - first),
-        wall_s=ended - began,
-        first_row_s=first_row_s,
+        rollouts_per_s=scenario.rollouts / (seen.ended - seen.first),
+        wall_s=seen.ended - seen.began,
+        first_row_s=seen.first_row - seen.began,
         cpu_ms=used,
         cpu_ms_total=sum(used.values()),
         cpu_ms_whole_run=sum(used.values()) + start_up,
@@ -196,11 +226,19 @@ def _collect(
         in_flight_mean=in_flight,
         efficiency=efficiency,
         slot_time=None if efficiency is None else slot_time(rows.lives, scenario.concurrency),
-        starved={each.kind: each.starved for each in watched},
+        starved={each.kind: each.starved for each in seen.watched},
         failed=rows.failed,
         requests_per_rollout=stats["requests"] / scenario.rollouts,
         load_before=load,
     )
+
+
+def _cpu_ms(scenario: Scenario, seen: _Collected) -> dict[str, float]:
+    """Per rollout and kind of process, from the first model request on."""
+    used = {each.kind: 0.0 for each in seen.watched}
+    for each, already in zip(seen.watched, seen.cpu_at_first, strict=True):
+        used[each.kind] += (each.cpu_s - already) / scenario.rollouts * 1000
+    return used
 
 
 def _hear_first(stub: Watched, collector: Watched, folder: Path) -> None:

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.topology import (
-    SINK_SHARDS,
-    sink_queue,
-)
+from broker.topology import SINK_SHARDS, sink_queue
 from sinks.parts import list_parts
 from sinks.worker import covers
 from tests.support.rollouts import result
