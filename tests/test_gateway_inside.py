@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from broker.shared.base import PolicyUpdateFailed
 from broker.shared.memory import MemoryShared
 from producers.policy import update_policy
 from tests.support import vllm_server
-from tests.support.command import warren
+from tests.support.command import until, warren
 from tests.support.vllm_server import FakeVllm
 from workers.model_gateway.asgi import AppClient
 from workers.model_gateway.backend import Retryable
@@ -175,3 +177,34 @@ def test_a_model_is_in_one_place(tmp_path: Path, table: str, says: str) -> None:
     done = warren("worker", "model", "--model", "m", cwd=tmp_path)
     assert done.code == 2
     assert says in done.err
+
+
+ENGINE = """
+import multiprocessing, time
+from workers.model_gateway.vllm_inside import undertaker
+
+engine = multiprocessing.get_context("fork").Process(
+    target=time.sleep, args=(600,), name="EngineCore_DP0"
+)
+engine.start()
+watching = undertaker()
+print(engine.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_engine_does_not_outlive_a_gateway_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE) as gateway:
+        assert gateway.stdout is not None
+        engine = int(gateway.stdout.readline())
+        assert not has_ended(engine)
+        gateway.kill()
+        until(lambda: has_ended(engine))
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"

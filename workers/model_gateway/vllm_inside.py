@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import multiprocessing
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Final, NoReturn
@@ -45,6 +47,7 @@ async def running(config: ModelConfig) -> AsyncIterator[AppClient]:
     check_installed(config.name)
     arguments = await asyncio.to_thread(_arguments, config)
     engine = await asyncio.to_thread(_engine, config, arguments)
+    watching = undertaker()
     try:
         client = AppClient(await _application(engine, arguments, lora=config.lora))
         try:
@@ -52,6 +55,8 @@ async def running(config: ModelConfig) -> AsyncIterator[AppClient]:
         finally:
             await client.close()
     finally:
+        watching.kill()
+        watching.communicate()
         await asyncio.to_thread(engine.shutdown)
 
 
@@ -99,6 +104,22 @@ def _engine(config: ModelConfig, arguments: Any) -> Any:
     except (OSError, RuntimeError, ValueError) as e:
         text = f"model {config.name!r}: vLLM did not start with {config.path!r}: {e}"
         raise Unreachable(f"{text}. Its own log above says more") from e
+
+
+def undertaker() -> "subprocess.Popen[bytes]":
+    """Ends the engine's process when this one is killed: vLLM's would live on, with the GPU.
+
+    It reads a pipe that only we hold, so it learns of our end however that came.
+    """
+    children = multiprocessing.active_children()
+    pids = [str(child.pid) for child in children if child.name.startswith("EngineCore")]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read _; kill -9 "$@"', "sh", *pids],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 async def _application(engine: Any, arguments: Any, *, lora: bool) -> App:
