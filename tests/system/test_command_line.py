@@ -36,6 +36,10 @@ def test_the_demo_plays_every_environment_that_needs_no_model(tmp_path: Path) ->
     tasks = (ROOT / "environments/tasks/calculator.jsonl").read_bytes().count(b"\n")
     rows = rows_of(tmp_path / "demo/calculator.jsonl")
     assert ids_of(rows) == [(i, k) for i in range(tasks) for k in range(2)]
+    assert "earlier demo" not in done.err
+    again = warren("demo", "--repeats", 2, "--json", cwd=tmp_path).ok()
+    assert "the rows of an earlier demo in demo/ are replaced" in again.err
+    assert ids_of(rows_of(tmp_path / "demo/calculator.jsonl")) == ids_of(rows)
 
 
 def test_a_new_environment_is_tried_and_collected_as_it_says(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ async def run(options: DemoOptions, settings: Settings) -> int:
     outputs: list[str] = []
     skipped: list[str] = []
     no_sandbox = await unavailable()
-    for name in list_environments():
+    known = list_environments()
+    if any((options.output / f"{name}.jsonl").exists() for name in known):
+        _say(options, f"the rows of an earlier demo in {options.output}/ are replaced")
+    for name in known:
         environment = load_environment(name)
         why = environment.missing() or (environment.sandboxed and no_sandbox)
         if why:
