@@ -1,6 +1,7 @@
 """User code that blocks the event loop of a command: who it was, and what its author can do.
 
-Workers only log it (workers/watchdog.py); somebody looks at a command and shall read a sentence.
+Somebody looks at a command and shall read a sentence. Workers log it (workers/watchdog.py), as long
+as they can: code that holds the interpreter's lock is told of in words for them too.
 """
 
 import os
@@ -25,7 +26,8 @@ ISOLATED: Final = (
 def watching(
     limit_s: float, then: str, on_blocked: Callable[[Blockage], object] | None = None
 ) -> Generator[None, None, None]:
-    """Guard the running loop of a command (watch_loop); `then` is what its user can do.
+    """Guard the running loop of a command (watch_loop); `then` is what comes of it or what its
+    user can do.
 
     Code that holds the interpreter's lock lets nobody in this process say so: a process beside it
     (warren/locked.py) reads where it stood, and says it.

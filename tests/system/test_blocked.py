@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
@@ -103,3 +104,27 @@ def test_code_that_holds_the_interpreters_lock_is_named_with_what_to_write(folde
         assert [line for line in frames if "in look" in line], "its stack, innermost first"
         assert done.err.count("most recent call first") == 1, "nobody else's"
     warren(*COLLECT, cwd=folder).ok()
+
+
+def test_a_worker_says_so_too_and_ends(folder: Path, rabbitmq, redis_server, fresh_names) -> None:  # type: ignore[no-untyped-def]
+    at = {"WARREN_BROKER": rabbitmq.url, "WARREN_REDIS": redis_server.url}
+    play = ("--env", "stuck.py", "--model", "scripted")
+    others = [
+        spawn("worker", *kind, cwd=folder, stdout=DEVNULL, stderr=DEVNULL, variables=at)
+        for kind in (("agent", *play[:2]), ("model", *play))
+    ]
+    locks = {**at, "BLOCKS": "everything", **LIMIT}
+    tool = spawn("worker", "tool", *play[:2], "--log-json", cwd=folder, variables=locks)
+    try:
+        enqueue = ("enqueue", "tasks.jsonl", *play, "--run", fresh_names.run)
+        warren(*enqueue, cwd=folder, **at).ok()
+        done = ended(tool)
+    finally:
+        for process in (*others, tool):
+            process.kill()
+            process.communicate()
+    assert done.code == 1, done.err
+    said = [line for line in done.err.splitlines() if line.startswith("warren: ")]
+    assert "stuck.py:14: holds_the_lock held the interpreter's lock for 2.25 s" in said[0]
+    assert "this worker ends" in said[1]
+    assert done.err.count("most recent call first") == 1, done.err

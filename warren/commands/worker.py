@@ -6,12 +6,14 @@ import logging
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Final
 
 from broker.errors import UsageError
 from broker.metered import MeteredBroker, metered_journal
 from broker.metrics import Metrics
 from broker.serve import serve
 from warren import __version__
+from warren.blocking import watching
 from warren.connections import Connections, connect
 from warren.environment import Environment
 from warren.hosting import OPENERS, Plan
@@ -22,9 +24,15 @@ from warren.options import EXIT_FAILED, EXIT_OK, WorkerOptions
 from warren.sandboxing import sandboxed
 from warren.settings import Settings
 from warren.suspects import watched
-from workers.watchdog import watch_loop
+from workers.watchdog import end_process
 
 log = logging.getLogger(__name__)
+
+#: Said with who held the interpreter's lock.
+_LOCKED: Final = (
+    "this worker ends, for a supervisor to start a new one; what it had goes to others, and a "
+    "call that ends its worker runs in a process of its own next time"
+)
 
 
 async def run(options: WorkerOptions, settings: Settings) -> int:
@@ -41,7 +49,7 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
         checks = checks_of(at.broker, at.runs, consuming)
         port = settings.metrics_port or 0
         async with serving(metrics, checks, host=settings.metrics_host, port=port):
-            with watch_loop(settings.block_limit_s):
+            with watching(settings.block_limit_s, _LOCKED, end_process):
                 if options.kind == "sink":
                     await _sink(options, at, metrics, stop, consuming)
                     return EXIT_OK
