@@ -6,6 +6,7 @@ confirmed when a channel died goes to the front of the backlog and is published 
 """
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -32,15 +33,18 @@ class _Pending:
     message: Outgoing
     done: asyncio.Future[None]
     since_s: float
-    """On the publisher's clock, which stands still while the broker blocks."""
+    """On the publisher's clock, which stands still while the broker blocks or is away."""
     deaths: int = 0
 
 
 class Publisher:
     """Outlives links: hand it a new one after a loss."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, outage_s: float) -> None:
+        """A broker that is there confirms within `patience_s`; one may be away for `outage_s`."""
         self._patience_s = patience_s
+        self._outage_s = outage_s
+        self._away_s = 0.0
         self._clock_s = 0.0
         self._backlog: deque[_Pending] = deque()
         self._link: Link | None = None
@@ -108,15 +112,25 @@ class Publisher:
 
     def tick(self, seconds: float) -> None:
         """Time passed: give up what has waited for too long."""
-        if self._link is not None and self._link.wire.blocked:
+        link = self._link
+        if link is None or link.wire.lost:
+            self._away_s += seconds
+            if self._away_s > self._outage_s:
+                self._give_up(math.inf, f"RabbitMQ has been away for {self._outage_s:g} s")
+            return
+        self._away_s = 0.0
+        if link.wire.blocked:
             return
         self._clock_s += seconds
-        for pending in self._all():
-            if self._clock_s - pending.since_s > self._patience_s and not pending.done.done():
-                pending.done.set_exception(
-                    BrokerLost(f"no confirmation within {self._patience_s:g} s")
-                )
+        latest_s = self._clock_s - self._patience_s
+        self._give_up(latest_s, f"no confirmation within {self._patience_s:g} s")
         self.pump()
+
+    def _give_up(self, latest_s: float, why: str) -> None:
+        """What has waited since before then."""
+        for pending in self._all():
+            if pending.since_s < latest_s and not pending.done.done():
+                pending.done.set_exception(BrokerLost(why))
 
     def close(self) -> None:
         """Fail what waits."""

@@ -52,14 +52,20 @@ class RabbitBroker:
     """A process's connections to RabbitMQ (base.Broker). Make one with `connect`."""
 
     def __init__(
-        self, urls: Sequence[URL], patience_s: float, heartbeat_s: int, declares: bool
+        self,
+        urls: Sequence[URL],
+        patience_s: float,
+        outage_s: float,
+        heartbeat_s: int,
+        declares: bool,
     ) -> None:
         self.reconnects = 0
         self._declares = declares
         self._urls = urls
         self._patience_s = patience_s
+        self._outage_s = outage_s
         self._heartbeat_s = heartbeat_s
-        self._publisher = Publisher(patience_s)
+        self._publisher = Publisher(patience_s, outage_s)
         self._publishing: Link | None = None
         self._consuming: Link | None = None
         self._declared: dict[str, QueueSpec] = {}
@@ -74,20 +80,27 @@ class RabbitBroker:
 
     @classmethod
     async def connect(
-        cls, url: str, *, patience_s: float = 30.0, heartbeat_s: int = 15, declares: bool = True
+        cls,
+        url: str,
+        *,
+        patience_s: float = 30.0,
+        outage_s: float = 600.0,
+        heartbeat_s: int = 15,
+        declares: bool = True,
     ) -> "RabbitBroker":
         """Connect to the first host that answers of `amqp://user:password@host:port/vhost`.
 
         Several URLs, or hosts of one URL, are separated by commas. `amqps` checks certificates;
         `?cafile=...&certfile=...&keyfile=...` name PEM files.
 
-        `patience_s`: how long a publish waits for its confirmation. `heartbeat_s`: a peer silent
-        for twice as long is given up. `declares`: whether queues that processes share are declared,
-        or have to be there (a user without the right to configure them).
+        `patience_s`: how long a publish waits for its confirmation while the broker is there.
+        `outage_s`: how long the broker may be away. `heartbeat_s`: a peer silent for twice as long
+        is given up. `declares`: whether queues that processes share are declared, or have to be
+        there (a user without the right to configure them).
 
         Raises: Unreachable.
         """
-        broker = cls(parse_urls(url), patience_s, heartbeat_s, declares)
+        broker = cls(parse_urls(url), patience_s, outage_s, heartbeat_s, declares)
         try:
             broker._consuming = await broker._open("consume")
             broker._publishing = await broker._open("publish")
@@ -227,19 +240,27 @@ class RabbitBroker:
     async def _on_link(self, act: Callable[[Link], Awaitable[T]]) -> T:
         """Do it on the consuming link, again after a loss. Raises BrokerLost, and ChannelDied
         where the broker said no."""
+        while True:
+            link = await self._link_when_up()
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    return await act(link)
+            except TimeoutError as e:
+                raise BrokerLost(f"RabbitMQ did not answer within {self._patience_s:g} s") from e
+            except ChannelDied as e:
+                if e.code:
+                    raise
+                await asyncio.sleep(FIRST_RETRY_S)
+
+    async def _link_when_up(self) -> Link:
+        """The consuming link. Raises BrokerLost where none comes up in time."""
         try:
-            async with asyncio.timeout(self._patience_s):
-                while True:
-                    await self._ready.wait()
-                    assert self._consuming is not None
-                    try:
-                        return await act(self._consuming)
-                    except ChannelDied as e:
-                        if e.code:
-                            raise
-                        await asyncio.sleep(FIRST_RETRY_S)
+            async with asyncio.timeout(self._outage_s):
+                await self._ready.wait()
         except TimeoutError as e:
-            raise BrokerLost(f"RabbitMQ did not answer within {self._patience_s:g} s") from e
+            raise BrokerLost(f"RabbitMQ has been away for {self._outage_s:g} s") from e
+        assert self._consuming is not None
+        return self._consuming
 
     async def _keep(self) -> None:
         async with asyncio.TaskGroup() as group:

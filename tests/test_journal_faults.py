@@ -1,6 +1,7 @@
 """Journals whose store dies, stalls, forgets, refuses; every wait is bounded."""
 
 import asyncio
+import contextlib
 import ssl
 import sys
 import time
@@ -140,6 +141,25 @@ async def test_nobody_at_the_address_is_said_without_the_password() -> None:
     with pytest.raises(Unreachable, match=r"\*\*\*@127.0.0.1.*is it running") as refused:
         await RedisJournal.connect(url)
     assert "geheim" not in str(refused.value)
+
+
+async def test_a_redis_that_loads_its_data_is_waited_for() -> None:
+    said: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while command := await reader.read(4096):
+                said.append(command)
+                loading = b"-LOADING Redis is loading the data\r\n"
+                said_back = b"+PONG\r\n" if len(said) > 4 else loading
+                writer.write(said_back * command.count(b"*"))
+
+    async with await asyncio.start_server(answer, "127.0.0.1", port := free_port()):
+        journal = await RedisJournal.connect(f"redis://127.0.0.1:{port}/0", patience_s=30)
+        await journal.close()
+        said.clear()
+        with pytest.raises(Unreachable, match="LOADING"):
+            await RedisJournal.connect(f"redis://127.0.0.1:{port}/0", patience_s=0.01)
 
 
 async def test_a_wrong_password_is_refused_at_once(killable_redis: Killable) -> None:

@@ -158,8 +158,29 @@ async def test_closing_takes_less_than_a_second_even_when_nothing_answers(
     assert asyncio.all_tasks() <= others
 
 
-async def test_patience_ends(proxy: Proxy, url: str, queue: QueueSpec) -> None:
+async def test_a_broker_that_is_away_is_waited_for_longer_than_for_a_confirmation(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
     broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5)
+    await broker.declare([queue])
+    proxy.refuse = True
+    proxy.cut()
+    waiting = [
+        asyncio.create_task(broker.publish(to(queue))),
+        asyncio.create_task(broker.depth(queue.name)),
+    ]
+    done, _ = await asyncio.wait(waiting, timeout=2.5)
+    assert not done
+    proxy.refuse = False
+    async with asyncio.timeout(30):
+        await asyncio.wait(waiting)
+    assert waiting[0].exception() is None
+    assert waiting[1].exception() is None
+    await broker.close()
+
+
+async def test_patience_ends(proxy: Proxy, url: str, queue: QueueSpec) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5, outage_s=0.5)
     proxy.refuse = True
     proxy.cut()
     with pytest.raises(BrokerLost):

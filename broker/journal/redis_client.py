@@ -64,7 +64,7 @@ class Client:
 
     @classmethod
     async def connect(cls, url: str, patience_s: float) -> "Client":
-        """Raises Unreachable where nobody answers or we are refused."""
+        """Waits for one that loads. Raises Unreachable where nobody answers or we are refused."""
         try:
             client = cls(url, patience_s)
         except ValueError as e:
@@ -72,14 +72,21 @@ class Client:
             hint = f"{mask_url(url)} ({wrong}; redis://host:6379/0)"
             raise Unreachable(f"not a Redis URL: {hint}") from e
         try:
-            await client._once(("PING",))
-        except (LinkLost, Refusal) as e:
+            await client._greet()
+        except (LinkLost, Refusal, JournalUnavailable) as e:
             await client.close()
             raise client._unreachable(e) from e
         except BaseException:
             await client.close()
             raise
         return client
+
+    async def _greet(self) -> None:
+        try:
+            await self._once(("PING",))
+        except Refusal as e:
+            self._check(e)
+            await self.do("PING")
 
     async def do(self, *command: Any) -> Any:
         """The reply. Raises JournalUnavailable, Unreachable where Redis refuses us, Refusal."""
