@@ -14,7 +14,8 @@ import msgspec
 from broker.journal.base import Totals
 from sinks.base import OutputRefused
 from sinks.ids import Ids
-from sinks.parts import first_gap, list_parts, read_part
+from sinks.part_names import first_gap, listing
+from sinks.part_reading import committed
 from sinks.totals import BadRow, RowSummary, Tally, summary_of_json
 
 #: As many problems are told in words; all are counted.
@@ -30,6 +31,8 @@ class Report:
     """Rollouts with a row."""
     superseded: int
     """Failed rows that a good row has taken the place of."""
+    void: int = 0
+    """Files that nobody reads any more: a merged part has their rows."""
     totals: Totals
     """Over the rows that count."""
     problem_count: int
@@ -53,6 +56,7 @@ class _Audit:
         self.ids = Ids()
         self.failed = Ids()
         self.superseded = 0
+        self.void = 0
         self.tally = Tally()
         self.problems: list[str] = []
         self.problem_count = 0
@@ -121,6 +125,7 @@ def audit(
     return Report(
         rows=len(found.ids),
         superseded=found.superseded,
+        void=found.void,
         totals=found.tally.totals(),
         problem_count=found.problem_count,
         problems=tuple(found.problems),
@@ -178,13 +183,14 @@ def _jsonl(found: _Audit, path: Path, series: str) -> Iterator[_Line]:
 
 
 def _parts(found: _Audit, root: Path) -> Iterator[_Line]:
-    parts = list_parts(root)
+    parts, void = listing(root)
+    found.void += len(void)
     gap = first_gap(parts)
     if gap is not None:
         found.problem(f"{gap.path}: the part before it is missing")
-    for part in parts:
+    for lines in committed(root):
         try:
-            for number, data in enumerate(read_part(part.path), 1):
+            for part, number, data in lines:
                 yield _Line(f"{part.path}:{number}", data, part.series)
         except OutputRefused as e:
             found.problem(str(e))
@@ -192,11 +198,11 @@ def _parts(found: _Audit, root: Path) -> Iterator[_Line]:
 
 def _parquet(found: _Audit, path: Path) -> Iterator[_Line]:
     """The file's rows each once, then the parts' rows that are not in it yet."""
-    from sinks import parquet  # loading Arrow takes a while; only this kind of output needs it
+    from sinks import parquet, parquet_rows  # loading Arrow takes a while
 
     if path.exists():
         inside = Ids()
-        for number, row in enumerate(parquet.read_file(path), 1):
+        for number, row in enumerate(parquet_rows.read_file(path), 1):
             own = row["warren"]
             if not inside.add(own["task_index"], own["repeat_index"]):
                 found.problem(f"{path}:{number}: rollout {own['rollout_id']} is in it twice")

@@ -66,6 +66,13 @@ class Output(Protocol):
         """
         ...
 
+    def tidy(self) -> None:
+        """Work that can wait, a bounded piece of it: nobody's acknowledgement depends on it.
+
+        What a full disk prevents is put off. Raises OutputBroken.
+        """
+        ...
+
     def close(self) -> None:
         """Let go; nothing is pending."""
         ...

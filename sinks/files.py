@@ -32,6 +32,10 @@ class Disk:
     def link(self, source: Path, target: Path) -> None:
         os.link(source, target)
 
+    def remove(self, path: Path) -> None:
+        """Nothing is there afterwards, whoever removed it."""
+        path.unlink(missing_ok=True)
+
     def fsync_directory(self, path: Path) -> None:
         """Make names in a directory durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -75,6 +75,9 @@ class JsonlFile:
                 self._append(file, new, written)
         return written
 
+    def tidy(self) -> None:
+        """One file is never too many."""
+
     def close(self) -> None:
         """Unlock the files."""
         while self._files:

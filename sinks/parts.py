@@ -1,108 +1,40 @@
 """A directory of parts: one series per shard, each part committed whole by a name nobody can take.
 
-    part-<shard>-<number>.jsonl.zst     committed: immutable, complete, its number never used again
+    part-<shard>-<number>.jsonl.zst     committed: immutable, complete; or .parquet, .jsonl
     failed-<shard>-<number>.jsonl.zst   failed rows; one that has a good row elsewhere is void
+    part-<shard>-<first>-<last>....     a block of small parts, merged (compaction.py)
     .tmp-<shard>-<uuid>                 being written
     .warren.json                        whose directory it is, and its format; written once
 
 A part is written aside, fsynced and given its name with `link`, which never replaces. A sink
 tries number n + 1 only after it has read 1 .. n, so whoever commits knows every committed id: two
 sinks on one shard are slow, never wrong. A name that exists is a rival's part: it is read, its
-rollouts are dropped from the batch, and the next number is tried.
+rollouts are dropped from the batch, and the next number is tried. A name that was free because
+its part has been merged is given up again, and the merged part is read.
 """
 
 import errno
-import io
 import json
 import os
-import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Final, Literal
-
-import zstandard
+from typing import Any
 
 from broker.crashpoints import crash_at
 from broker.journal.base import Totals
 from sinks.base import OutputBroken, OutputFull, OutputRefused
+from sinks.compaction import BLOCK_BYTES, BLOCK_PARTS, Compactor
 from sinks.files import FULL, Disk
 from sinks.ids import Ids, Ledger
+from sinks.part_formats import PartFormat, pack, read_summaries
+from sinks.part_names import CLAIM, SERIES, Part, Series, first_gap, listing, part_name
 from sinks.rows import Row
-from sinks.totals import BadRow, RowSummary, summary_of_json
-
-Series = Literal["part", "failed"]
-SERIES: Final[tuple[Series, ...]] = ("part", "failed")
-CLAIM: Final = ".warren.json"
-_NAME: Final = re.compile(r"(part|failed)-([a-z0-9_]+)-(\d{9})\.(jsonl|jsonl\.zst)")
+from sinks.totals import RowSummary
 
 
 class OtherGeneration(OutputRefused):
     """The directory holds rows of another generation of this run (its output was deleted once)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A committed part, by its name."""
-
-    path: Path
-    series: Series
-    shard: str
-    number: int
-
-
-def list_parts(root: Path) -> list[Part]:
-    """All committed parts in a directory: good rows first, then by shard and number."""
-    found = []
-    for path in root.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match is not None:
-            series: Series = "part" if match[1] == "part" else "failed"
-            found.append(Part(path, series, match[2], int(match[3])))
-    return sorted(found, key=lambda p: (SERIES.index(p.series), p.shard, p.number))
-
-
-def first_gap(parts: Sequence[Part]) -> Part | None:
-    """The first part before which a number of its series is missing."""
-    expected: dict[tuple[Series, str], int] = {}
-    for part in parts:
-        series = (part.series, part.shard)
-        if part.number != expected.get(series, 1):
-            return part
-        expected[series] = part.number + 1
-    return None
-
-
-def read_part(path: Path) -> Iterator[bytes]:
-    """Lines of a part, streaming. Raises OutputRefused, naming the file, where it is torn."""
-    with path.open("rb") as file:
-        try:
-            yield from _zstd_lines(file) if path.suffix == ".zst" else _lines(file)
-        except (zstandard.ZstdError, OSError, ValueError) as e:
-            raise OutputRefused(
-                f"{path}: unreadable part ({e}); restore it from a copy, or move the whole "
-                "directory away and run again: a part is never skipped"
-            ) from e
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    for line in file:
-        if not line.endswith(b"\n"):
-            raise ValueError("the last line is torn")
-        yield line
-
-
-def _zstd_lines(file: IO[bytes]) -> Iterator[bytes]:
-    size = zstandard.get_frame_parameters(file.read(18)).content_size
-    file.seek(0)
-    read = 0
-    with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as stream:
-        for line in _lines(io.BufferedReader(stream, 1 << 17)):
-            read += len(line)
-            yield line
-    if read != size:  # the reader ends quietly where the file does
-        raise ValueError(f"{read} of {size} bytes are there")
 
 
 class PartFiles:
@@ -115,14 +47,18 @@ class PartFiles:
         *,
         run: str | None = None,
         generation: str | None = None,
-        compress: bool = True,
+        format_: PartFormat | None = None,
+        block: int = BLOCK_PARTS,
+        block_bytes: int = BLOCK_BYTES,
         disk: Disk | None = None,
         before: Iterable[RowSummary] = (),
     ) -> None:
-        """Read what is committed. `compress` is for a new directory; an old one keeps its format.
+        """Read what is committed.
 
-        `before`: rows that are durable elsewhere and count as this output's.
-        Raises OutputRefused (a gap, an unreadable part, no hard links), OtherGeneration.
+        `format_` of the parts; None: as the directory has them, in a new one jsonl.zst. `block`:
+        how many small parts `tidy` makes one of, in a new directory. `before`: rows that are
+        durable elsewhere and count as this output's. Raises OutputRefused (a gap, an unreadable
+        part, another format, no hard links), OtherGeneration.
         """
         self._root = root
         self._shard = shard
@@ -132,13 +68,19 @@ class PartFiles:
         self._last: dict[Series, int] = {"part": 0, "failed": 0}
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._format = self._claim(generation, "jsonl.zst" if compress else "jsonl")
+            claim = self._claim(generation, format_ or "jsonl.zst", block)
             self._sweep()
-            # a rival's part may stand here under a name that is not durable yet
             self._disk.fsync_directory(root.parent)
-            self._disk.fsync_directory(root)
         except OSError as e:
             raise OutputRefused(f"{root}: can't be used for output: {e.strerror}") from e
+        self._format: PartFormat = claim["format"]
+        if format_ not in {None, self._format}:
+            raise OutputRefused(
+                f"{root}: its parts are {self._format}, not {format_}; go on in their format, or "
+                "choose another output"
+            )
+        width = claim.get("block", BLOCK_PARTS)
+        self._blocks = Compactor(root, shard, self._format, width, block_bytes, self._disk)
         for row in before:
             self._check_run(row, "a row written before")
             self._ledger.record(row)
@@ -171,6 +113,10 @@ class PartFiles:
                 raise OutputFull(f"{self._root}: no room: {e.strerror}", tuple(written)) from e
         return written
 
+    def tidy(self) -> None:
+        """Merge a block of small parts, where one is whole."""
+        self._blocks.step(self._last)
+
     def close(self) -> None:
         """Nothing is held between commits."""
 
@@ -184,6 +130,8 @@ class PartFiles:
                 if not self._link(temporary, self._path(series, number)):
                     continue
                 crash_at("sink.after_link")
+                if self._taken(series, number):
+                    continue
                 self._disk.fsync_directory(self._root)
                 crash_at("sink.after_fsync")
             finally:
@@ -196,9 +144,8 @@ class PartFiles:
         try:
             self._disk.link(temporary, target)
         except FileExistsError:
-            if os.path.samefile(temporary, target):  # NFS repeats a request whose answer it lost
+            if _same(temporary, target):  # NFS repeats a request whose answer it lost
                 return True
-            self._disk.fsync_directory(self._root)
             self._read_committed()
             return False
         except FileNotFoundError as e:
@@ -207,10 +154,16 @@ class PartFiles:
             return False  # another sink's start has swept our temporary file
         return True
 
+    def _taken(self, series: Series, number: int) -> bool:
+        """Whether the number was free only because its part has been merged; then it is again."""
+        if not self._blocks.void(series, number):
+            return False
+        self._disk.remove(self._path(series, number))
+        self._read_committed()
+        return True
+
     def _write(self, rows: Sequence[Row]) -> Path:
-        data = b"\n".join([*(row.data for row in rows), b""])
-        if self._format == "jsonl.zst":
-            data = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(data)
+        data = pack(self._format, [row.data for row in rows])
         temporary = self._root / f".tmp-{self._shard}-{uuid.uuid4().hex}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -225,29 +178,37 @@ class PartFiles:
         return temporary
 
     def _path(self, series: Series, number: int) -> Path:
-        return self._root / f"{series}-{self._shard}-{number:09d}.{self._format}"
+        return self._root / part_name(series, self._shard, number, None, self._format)
 
     def _read_committed(self) -> None:
         """Read the parts that are new to us. A name is there only if its part is whole."""
-        ours = [p for p in list_parts(self._root) if p.shard == self._shard]
-        gap = first_gap(ours)
+        while not self._read_listed():
+            pass
+
+    def _read_listed(self) -> bool:
+        """False where a part was merged before we came to it."""
+        parts, void = ([p for p in ps if p.shard == self._shard] for ps in listing(self._root))
+        # a rival's part may stand here under a name that is not durable yet
+        self._disk.fsync_directory(self._root)
+        gap = first_gap(parts)
         if gap is not None:
             raise OutputRefused(
                 f"{gap.path}: the part before it is missing; restore it, or move the whole "
                 "directory away and run again"
             )
-        for part in ours:
-            if part.number > self._last[part.series]:
-                self._read(part)
-                self._last[part.series] = part.number
+        for part in parts:
+            if part.last > self._last[part.series]:
+                try:
+                    self._read(part)
+                except FileNotFoundError:
+                    return False
+                self._last[part.series] = part.last
+        self._blocks.remove(void)
+        return True
 
     def _read(self, part: Part) -> None:
-        for number, line in enumerate(read_part(part.path), 1):
-            try:
-                row = summary_of_json(line)
-            except BadRow as e:
-                raise OutputRefused(f"{part.path}:{number}: not a row of Warren's ({e})") from e
-            self._check_run(row, f"{part.path}:{number}")
+        for at, row in enumerate(read_summaries(part.path), 1):
+            self._check_run(row, f"{part.path}:{at}")
             self._ledger.record(row)
 
     def _check_run(self, row: RowSummary, where: str) -> None:
@@ -261,10 +222,11 @@ class PartFiles:
         for temporary in self._root.glob(f".tmp-{self._shard}-*"):
             temporary.unlink(missing_ok=True)
 
-    def _claim(self, generation: str | None, format_: str) -> str:
-        """Make the directory this generation's, or read whose it is; the format to write."""
+    def _claim(self, generation: str | None, format_: PartFormat, block: int) -> dict[str, Any]:
+        """Make the directory this generation's, or read whose it is, and how parts are kept."""
         ours = self._root / f".tmp-{self._shard}-{uuid.uuid4().hex}"
-        claim = {"run": self._run, "generation": generation, "format": format_}
+        claim: dict[str, Any] = {"run": self._run, "generation": generation, "format": format_}
+        claim["block"] = block
         fd = os.open(ours, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             self._disk.write(fd, json.dumps(claim).encode())
@@ -276,7 +238,7 @@ class PartFiles:
         except FileExistsError:
             claim = json.loads((self._root / CLAIM).read_bytes())
         except FileNotFoundError:
-            return self._claim(generation, format_)  # swept by another sink's start
+            return self._claim(generation, format_, block)  # swept by another sink's start
         except OSError as e:
             raise OutputRefused(
                 f"{self._root}: this filesystem has no hard links ({e.strerror}), which commits "
@@ -286,4 +248,11 @@ class PartFiles:
             ours.unlink(missing_ok=True)
         if generation is not None and claim["generation"] not in {None, generation}:
             raise OtherGeneration(f"{self._root}: holds generation {claim['generation']!r}")
-        return str(claim["format"])
+        return claim
+
+
+def _same(temporary: Path, target: Path) -> bool:
+    try:
+        return os.path.samefile(temporary, target)
+    except FileNotFoundError:  # merged, or swept, at this moment
+        return False

@@ -9,7 +9,9 @@ from broker.journal.base import Journal, RunProgress, Runs
 from broker.serve import serve
 from broker.topology import SINK_SHARDS, kept_queue, run_results_queue, sink_queue
 from sinks.base import Output
+from sinks.compaction import end_merges
 from sinks.dead_letters import dead_letter_source
+from sinks.part_formats import PartFormat
 from sinks.parts import OtherGeneration, PartFiles
 from sinks.worker import PROBE_S, RECONCILE_S, Batching, OnCommitted, Place, SinkWorker
 
@@ -62,15 +64,18 @@ async def write_all_runs(
     stop: asyncio.Event,
     shards: Sequence[int] = range(SINK_SHARDS),
     batching: Batching | None = None,
-    compress: bool = True,
+    format_: PartFormat | None = None,
     reconcile_s: float = RECONCILE_S,
     probe_s: tuple[float, float] = PROBE_S,
     on_committed: OnCommitted | None = None,
 ) -> None:
-    """Write every run's results into ROOT/<run>/ until `stop`. Raises as `SinkWorker.run`."""
+    """Write every run's results into ROOT/<run>/ until `stop`. Raises as `SinkWorker.run`.
+
+    `format_` of parts; None: as each directory has them, in new ones jsonl.zst.
+    """
 
     def open_parts(place: Place) -> PartFiles:
-        return _open_parts(root, place, compress)
+        return _open_parts(root, place, format_)
 
     def find(unfinished: Sequence[RunProgress]) -> list[Place]:
         there = [p.info for p in unfinished if (root / p.info.run).is_dir()]
@@ -87,6 +92,7 @@ async def write_all_runs(
         reconcile_s=reconcile_s,
         probe_s=probe_s,
     )
+    await asyncio.to_thread(end_merges, root)
     async with asyncio.TaskGroup() as group:
         group.create_task(settle_dead_letters(broker, journal, stop=stop))
         await worker.run([(sink_queue(shard), str(shard)) for shard in shards], stop)
@@ -98,10 +104,10 @@ async def settle_dead_letters(broker: Broker, journal: Journal, *, stop: asyncio
     await serve(broker, [dead_letter_source(broker, journal)], stop=stop)
 
 
-def _open_parts(root: Path, place: Place, compress: bool) -> PartFiles:
+def _open_parts(root: Path, place: Place, format_: PartFormat | None) -> PartFiles:
     run, generation, shard = place
     try:
-        return PartFiles(root / run, shard, run=run, generation=generation, compress=compress)
+        return PartFiles(root / run, shard, run=run, generation=generation, format_=format_)
     except OtherGeneration:  # the run's output was deleted elsewhere, but not here: keep them apart
         aside = root / f"{run}.{generation}"
-        return PartFiles(aside, shard, run=run, generation=generation, compress=compress)
+        return PartFiles(aside, shard, run=run, generation=generation, format_=format_)

@@ -118,6 +118,7 @@ class _Writer:
         while True:
             if not await _set_within(self._arrived, self._sink.reconcile_s):
                 await self._reconcile()
+                await self._sink.in_thread(self.output.tidy)
                 continue
             await _set_within(self._enough, max(self._rest_until - time.monotonic(), 0.0))
             batch, self._batch = self._batch, _Batch()
@@ -128,6 +129,7 @@ class _Writer:
             self._busy = False
             self._rest_until = time.monotonic() + self._sink.batching.linger_s
             batch.done.set_result(None)
+            await self._sink.in_thread(self.output.tidy)
 
     async def _commit(self, results: Sequence[Result]) -> None:
         try:

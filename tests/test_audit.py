@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sinks.audit import MAX_TOLD, audit
-from sinks.parquet import ParquetFile, parts_of, write
+from sinks.parquet import ParquetFile, parts_of
+from sinks.parquet_rows import write
 from sinks.parts import PartFiles
 from sinks.rows import row_for
 from tests.support.rollouts import failed, result

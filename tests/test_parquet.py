@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinks import parquet
+from sinks import parquet_rows
 from sinks.base import OutputBroken, OutputRefused
-from sinks.parquet import ParquetFile, from_columns, iter_rows, parts_of, summaries, to_columns
+from sinks.parquet import ParquetFile, iter_rows, parts_of, summaries
+from sinks.parquet_rows import from_columns, to_columns
 from sinks.rows import row_for
 from tests.support.disks import FaultyDisk
 from tests.support.processes import run_python
@@ -140,9 +141,9 @@ output.close()
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "GROUP_ROWS", 2)
+    monkeypatch.setattr(parquet_rows, "GROUP_ROWS", 2)
     path = tmp_path / "x.parquet"
-    assert parquet.write(path, (decoded(result(i)) for i in range(5))) == 5
+    assert parquet_rows.write(path, (decoded(result(i)) for i in range(5))) == 5
     assert pq.ParquetFile(path).metadata.num_row_groups == 3
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from sinks.audit import audit
 from sinks.base import OutputBroken, OutputRefused
 from sinks.files import Disk
-from sinks.parts import OtherGeneration, PartFiles, list_parts, read_part
+from sinks.part_formats import PartFormat, read_part
+from sinks.part_names import list_parts
+from sinks.parts import OtherGeneration, PartFiles
 from sinks.rows import Row, row_for
 from tests.support.rollouts import failed, result
 
@@ -49,9 +52,11 @@ def test_parts_are_numbered_by_shard_and_series(tmp_path: Path) -> None:
 
 
 def test_an_old_directory_keeps_its_format(tmp_path: Path) -> None:
-    PartFiles(tmp_path, compress=False).commit(rows(1))
-    PartFiles(tmp_path, compress=True).commit(rows(2))
+    PartFiles(tmp_path, format_="jsonl").commit(rows(1))
+    PartFiles(tmp_path).commit(rows(2))
     assert names(tmp_path) == ["part-0-000000001.jsonl", "part-0-000000002.jsonl"]
+    with pytest.raises(OutputRefused, match=r"its parts are jsonl, not parquet"):
+        PartFiles(tmp_path, format_="parquet")
 
 
 def test_a_zombie_reads_what_its_successor_wrote(tmp_path: Path) -> None:
@@ -111,26 +116,39 @@ def test_a_missing_part_is_refused_by_name(tmp_path: Path) -> None:
     assert len(PartFiles(tmp_path).ids) == 1
 
 
-@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("format_", ["jsonl.zst", "jsonl", "parquet"])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
-def test_an_unreadable_part_is_refused_by_name(tmp_path: Path, compress: bool, keep: float) -> None:
-    PartFiles(tmp_path, compress=compress).commit(rows(1, 2, 3))
+def test_an_unreadable_part_is_refused_by_name(
+    tmp_path: Path, format_: PartFormat, keep: float
+) -> None:
+    PartFiles(tmp_path, format_=format_).commit(rows(1, 2, 3))
     (part,) = list_parts(tmp_path)
     data = part.path.read_bytes()
-    part.path.write_bytes(data[: int(len(data) * keep)] + (b"" if compress or keep else b"x"))
+    part.path.write_bytes(
+        data[: int(len(data) * keep)] + (b"" if format_ != "jsonl" or keep else b"x")
+    )
     with pytest.raises(OutputRefused, match=part.path.name):
         PartFiles(tmp_path)
 
 
-def test_a_flipped_bit_in_a_part_is_found(tmp_path: Path) -> None:
-    PartFiles(tmp_path).commit(rows(*range(20)))
+@pytest.mark.parametrize("format_", ["jsonl.zst", "parquet"])
+def test_a_flipped_bit_in_a_part_is_found(tmp_path: Path, format_: PartFormat) -> None:
+    PartFiles(tmp_path, format_=format_).commit(rows(*range(20)))
     (part,) = list_parts(tmp_path)
     data = bytearray(part.path.read_bytes())
-    data[len(data) // 2] ^= 4
+    at = len(data) // 2
+    if format_ == "parquet":  # in a page, which carries a checksum
+        group = pq.ParquetFile(part.path).metadata.row_group(0)
+        chunk = group.column(group.num_columns - 2)
+        at = (chunk.dictionary_page_offset or chunk.data_page_offset) + 1000
+        assert chunk.total_compressed_size > 1100
+    data[at] ^= 4
     part.path.write_bytes(data)
-    with pytest.raises(OutputRefused, match=part.path.name):
-        PartFiles(tmp_path)
-    assert not audit(tmp_path).ok
+    if format_ != "parquet":  # of which opening reads ids and accounts alone
+        with pytest.raises(OutputRefused, match=part.path.name):
+            PartFiles(tmp_path)
+    (problem,) = audit(tmp_path).problems
+    assert problem.startswith(f"{part.path}: unreadable part")
 
 
 def test_what_a_crashed_sink_left_is_swept_by_its_shard_only(tmp_path: Path) -> None:

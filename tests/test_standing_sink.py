@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from broker.topology import SINK_SHARDS, sink_queue
-from sinks.parts import list_parts
+from sinks.part_names import list_parts
+from sinks.parts import PartFiles
+from sinks.rows import row_for
 from sinks.worker import covers
 from tests.support.rollouts import result
 from tests.support.sink_world import (
@@ -76,6 +78,21 @@ async def test_a_new_generation_is_kept_apart_from_old_parts(world: World, tmp_p
         aside = tmp_path / f"{RUN}.g2"
         await until(lambda: aside.is_dir() and in_parts(aside) == [1])
     assert in_parts(tmp_path / RUN) == [1]
+
+
+async def test_a_merge_that_was_cut_off_is_ended_though_nothing_comes_for_its_run(
+    world: World, tmp_path: Path
+) -> None:
+    output = PartFiles(tmp_path / RUN, run=RUN, block=2)
+    for i in range(2):
+        output.commit([row_for(result(i))])
+    void = {path: path.read_bytes() for path in (tmp_path / RUN).glob("part-*")}
+    output.tidy()
+    for path, data in void.items():
+        path.write_bytes(data)  # as by a sink that died before it had removed them
+    async with process(world, standing(world, tmp_path)):
+        await until(lambda: not any(path.exists() for path in void))
+    assert in_parts(tmp_path / RUN) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def _worker(kind: WorkerKind) -> Callable[[Given], WorkerOptions]:
             models=_models(settings) if kind == "model" else (),
             prefetch=get("prefetch") or settings.prefetch[kind],
             output=get("output") if kind == "sink" else None,
+            format=get("format") if kind == "sink" else None,
         )
 
     return build
@@ -299,7 +300,7 @@ _WORKER_KEYS: Final[Mapping[WorkerKind, tuple[str, ...]]] = {
     "tool": ("environments", "unsafe_no_sandbox"),
     "model": ("environments", *_ENDPOINT),
     "verifier": ("environments", "unsafe_no_sandbox"),
-    "sink": ("output",),
+    "sink": ("output", "format"),
 }
 _DLQ_HELP: Final[Mapping[DlqAction, str]] = {
     "list": "show what is kept, and why it died",

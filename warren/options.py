@@ -27,6 +27,7 @@ EXIT_FAILED: Final = 4
 #: Ctrl-C or SIGTERM; the same command goes on.
 EXIT_INTERRUPTED: Final = 130
 
+PartFormat = Literal["jsonl.zst", "parquet"]
 WorkerKind = Literal["agent", "tool", "model", "verifier", "sink"]
 WORKER_KINDS: Final[tuple[WorkerKind, ...]] = ("agent", "tool", "model", "verifier", "sink")
 
@@ -104,6 +105,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How many deliveries to have in hand."""
     output: Path | None = None
     """Sink workers: the root; rows go to `output/<run>/`."""
+    format: PartFormat | None = None
+    """Sink workers: of new parts; None: as the directory has them, in a new one jsonl.zst."""
 
 
 class RunsOptions(msgspec.Struct, frozen=True, kw_only=True):

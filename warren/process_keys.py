@@ -46,6 +46,14 @@ PROCESS: Final[tuple[Key, ...]] = (
         metavar="N",
     ),
     Key(
+        name="format",
+        help="of a sink's parts, jsonl.zst or parquet (default: as OUTPUT/<run>/ has them;"
+        " in a new one jsonl.zst)",
+        parse=one_of("jsonl.zst", "parquet"),
+        toml="sink.format",
+        metavar="FORMAT",
+    ),
+    Key(
         name="metrics_host",
         help="address that /metrics, /healthz and /readyz are served on",
         parse=text,

@@ -14,7 +14,7 @@ from broker import codec
 from broker.errors import UsageError
 from broker.messages import Task, Usage, Verdict
 from sinks.ids import Ids
-from sinks.parts import list_parts, read_part
+from sinks.part_reading import committed_lines
 from sinks.rows import RowDict
 from sinks.totals import BadRow, summary_of
 from sinks.warren_part import reward_components, verifier_part
@@ -54,14 +54,13 @@ def _read(path: Path) -> Iterator[tuple[str, RowDict]]:
 
 def _in_parts(path: Path) -> Iterator[tuple[str, RowDict]]:
     """Good rows first: a failed one that was run again has been superseded."""
-    parts = list_parts(path)
     good = Ids()
-    for part in sorted(parts, key=lambda part: part.series == "failed"):
-        for data in read_part(part.path):
-            row = _decoded(str(part.path), data)
-            own = row.get("warren", {})
-            if good.add(own.get("task_index", -1), own.get("repeat_index", -1)):
-                yield str(part.path), row
+    for part, number, data in committed_lines(path):
+        where = f"{part.path}:{number}"
+        row = _decoded(where, data)
+        own = row.get("warren", {})
+        if good.add(own.get("task_index", -1), own.get("repeat_index", -1)):
+            yield where, row
 
 
 def _decoded(where: str, data: bytes) -> RowDict:

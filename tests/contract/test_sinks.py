@@ -94,11 +94,14 @@ PLACES: Final = (
     "sink.before_rename",
     "sink.after_rename",
 )
+MERGING: Final = ("sink.before_merge", "sink.after_merge", "sink.amid_removal")
 
 
 def _places_of(kind: str) -> Sequence[str]:
     if kind in {"jsonl", "apart"}:
         return ("sink.before_write", "sink.after_fsync")
+    if kind == "merging":
+        return PLACES[:4] + MERGING
     return PLACES if kind == "parquet" else PLACES[:4]
 
 
@@ -124,7 +127,8 @@ for batch in range(3):
     Path({str(acked)!r}).write_text(str(batch * 2 + 2))
 output.close()
 """
-    run_python(code, 1 if "rename" in place else 2, expect=137)
+    once = "rename" in place or place in MERGING
+    run_python(code, 1 if once else 2, expect=137)
     durable = int(acked.read_text())
     output = KINDS[kind](tmp_path / "x", None)
     assert set(range(durable)) <= {task for task, _ in output.ids}

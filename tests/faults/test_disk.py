@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from sinks.parts import list_parts
+from sinks.part_names import list_parts
 from tests.support.cluster import Cluster
 from tests.support.runs import Worker
 

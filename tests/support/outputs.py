@@ -10,6 +10,8 @@ from sinks.files import Disk
 from sinks.jsonl import JsonlFile
 from sinks.parquet import ParquetFile
 from sinks.parts import PartFiles
+from sinks.rows import Row
+from sinks.totals import RowSummary
 
 Open = Callable[[Path, Disk | None], Output]
 
@@ -28,7 +30,24 @@ def _parts(path: Path, disk: Disk | None) -> Output:
 
 
 def _plain(path: Path, disk: Disk | None) -> Output:
-    return PartFiles(path, run="run-a", generation="g1", compress=False, disk=disk)
+    return PartFiles(path, run="run-a", generation="g1", format_="jsonl", disk=disk)
+
+
+def _columns(path: Path, disk: Disk | None) -> Output:
+    return PartFiles(path, run="run-a", generation="g1", format_="parquet", disk=disk)
+
+
+def _merging(path: Path, disk: Disk | None) -> Output:
+    return _Tidying(path, run="run-a", generation="g1", block=2, disk=disk)
+
+
+class _Tidying(PartFiles):
+    """Merges two parts into one as soon as they are there, and whatever else was put off."""
+
+    def commit(self, rows: Sequence[Row]) -> list[RowSummary]:
+        written = super().commit(rows)
+        self.tidy()
+        return written
 
 
 def _parquet(path: Path, disk: Disk | None) -> Output:
@@ -40,6 +59,8 @@ KINDS: Final[dict[str, Open]] = {
     "apart": _apart,
     "parts": _parts,
     "plain": _plain,
+    "columns": _columns,
+    "merging": _merging,
     "parquet": _parquet,
 }
 

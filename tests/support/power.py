@@ -43,6 +43,11 @@ class PowerDisk(Disk):
             if (path / name).is_dir():
                 self._names.setdefault(inode, {})
 
+    def remove(self, path: Path) -> None:
+        """May be durable at once, before names that were given earlier are."""
+        super().remove(path)
+        self._names.get(path.parent.stat().st_ino, {}).pop(path.name, None)
+
     def cut(self, folder: Path, elsewhere: Path) -> None:
         """Make `elsewhere` what `folder`, which was durable itself, is after a power cut."""
         self._restore(folder.stat().st_ino, elsewhere)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from sinks.audit import audit
-from sinks.parts import list_parts, read_part
+from sinks.part_reading import committed_lines
 from tests.support.oracle import STEPS, check_rows, check_steps, repeated
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ class Run:
 
     def _lines(self) -> Generator[tuple[str, bytes]]:
         if self.output.is_dir():
-            for part in list_parts(self.output):
-                for data in read_part(part.path):
-                    yield part.series, data
+            for part, _, data in committed_lines(self.output):
+                yield part.series, data
         elif self.output.exists():
             for line in self.output.read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):

@@ -24,7 +24,7 @@ from broker.topology import (
     sink_queue,
 )
 from sinks.jsonl import JsonlFile
-from sinks.parts import list_parts, read_part
+from sinks.part_reading import committed_lines
 from sinks.roles import collect_into, write_all_runs
 from sinks.totals import RowSummary
 from sinks.worker import Batching
@@ -177,11 +177,7 @@ def ids_in(path: Path) -> list[int]:
 
 
 def in_parts(root: Path) -> list[int]:
-    return sorted(
-        json.loads(line)["warren"]["task_index"]
-        for part in list_parts(root)
-        for line in read_part(part.path)
-    )
+    return sorted(json.loads(line)["warren"]["task_index"] for _, _, line in committed_lines(root))
 
 
 def standing(world: World, root: Path) -> Callable[[Broker, asyncio.Event], Any]:

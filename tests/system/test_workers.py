@@ -8,11 +8,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sinks.parts import list_parts, read_part
+from sinks.part_formats import read_part
+from sinks.part_names import list_parts
+from sinks.part_reading import committed_lines
+from sinks.parts import PartFiles
 from tests.conftest import Names
 from tests.support.command import (
     Done,
@@ -27,6 +31,7 @@ from tests.support.command import (
     warren,
     write_rows,
 )
+from tests.support.part_world import doubled, outside
 
 KINDS = ("agent", "tool", "model", "verifier", "sink")
 
@@ -39,7 +44,7 @@ class Place:
         self.variables = {"WARREN_BROKER": broker, "WARREN_REDIS": redis}
         self._workers: list[tuple[subprocess.Popen[bytes], Path]] = []
 
-    def start(self, *kinds: str, env: object = "calculator") -> None:
+    def start(self, *kinds: str, env: object = "calculator", **variables: str) -> None:
         """One worker of each kind; returns when all of them serve."""
         for kind in kinds:
             more: list[object] = ["--output", "rows"] if kind == "sink" else ["--env", env]
@@ -51,7 +56,7 @@ class Place:
                     cwd=self.folder,
                     stdout=out,
                     stderr=out,
-                    variables=self.variables,
+                    variables={**self.variables, **variables},
                 )
             self._workers.append((process, log))
         until(lambda: all(self._serves(process, log) for process, log in self._workers), 60)
@@ -74,6 +79,11 @@ class Place:
         for process, log in self._workers:
             assert process.wait(10) == 0, log.read_text(encoding="utf-8")[-2000:]
         assert time.monotonic() - began < 8  # five interpreters on two loaded cores
+
+    def await_death(self) -> None:
+        """Until the worker that was started last has died at its crash point."""
+        process, log = self._workers.pop()
+        assert process.wait(60) == 137, log.read_text(encoding="utf-8")[-2000:]
 
     def end(self) -> None:
         for process, _ in self._workers:
@@ -131,6 +141,44 @@ def test_the_same_rows_come_out_of_every_way_to_run(
     _check_runs(here, run)
     _check_pages(here)
     here.stop()
+
+
+def test_a_standing_sink_writes_parquet_and_dies_between_a_merge_and_its_end(
+    here: Place, tmp_path: Path, fresh_names: Names
+) -> None:
+    """Half of the rollouts are judged when the others have rows: there are parts to merge."""
+    name, run, gate = fresh_names.environment, fresh_names.run, tmp_path / "gate"
+    file, root = tmp_path / "mine.py", tmp_path / "rows" / run
+    file.write_text(
+        "import asyncio, pathlib\nfrom warren import Environment\n"
+        f"env, gate = Environment({name!r}), pathlib.Path({str(gate)!r})\n"
+        "@env.policy\ndef play(request):\n    return 'x'\n"
+        "@env.reward\nasync def fair(rollout):\n"
+        "    while rollout.task['late'] and not gate.exists():\n"
+        "        await asyncio.sleep(0.01)\n    return 1.0\n",
+        encoding="utf-8",
+    )
+    asked_ = [{**asked(f"question {i}"), "late": i >= 20} for i in range(40)]
+    tasks = write_rows(tmp_path / "t.jsonl", asked_)
+    PartFiles(root, run=run, format_="parquet", block=2)  # as a sink would, but for the blocks
+    here.start("agent", "model", "verifier", env=file)
+    here.start("sink", WARREN_FORMAT="parquet", WARREN_CRASHPOINT="sink.after_merge")
+    call = partial(warren, cwd=tmp_path, **here.variables)
+    call("enqueue", tasks, "--env", file, "--model", "scripted", "--run", run).ok()
+    until(lambda: len(list(committed_lines(root))) >= 20 or bool(list(root.glob("*-*-*-*"))), 60)
+    gate.touch()
+    here.await_death()
+    assert doubled(outside(root))
+    here.start("sink")
+    until(lambda: '"done"' in call("runs", run, "--json").out, 60)
+    here.stop()
+    assert sorted(outside(root)) == [(i, 0) for i in range(40)]
+    assert list(root.glob("part-*-*-*.parquet"))
+    assert call("audit", f"rows/{run}").ok().out == "OK: 40 rows, each rollout once\n"
+    call("reverify", f"rows/{run}", "--env", file, "-o", "again.jsonl", "-q").ok()
+    assert ids_of(rows_of(tmp_path / "again.jsonl")) == [(i, 0) for i in range(40)]
+    other = call("worker", "sink", "--output", "rows", "--format", "csv")
+    assert (other.code, "jsonl.zst" in other.err) == (2, True)
 
 
 def _check_runs(here: Place, run: str) -> None:

@@ -24,6 +24,7 @@ def _json(report: Report) -> str:
         "ok": report.ok,
         "rows": report.rows,
         "superseded": report.superseded,
+        "void_files": report.void,
         "problem_count": report.problem_count,
         "problems": list(report.problems),
     }
@@ -32,6 +33,15 @@ def _json(report: Report) -> str:
 
 def _text(report: Report) -> str:
     if report.ok:
-        return f"OK: {report.rows:,} rows, each rollout once\n"
+        return f"OK: {report.rows:,} rows, each rollout once\n{_void(report)}"
     told = "\n".join(report.problems)
     return f"{told}\n{report.problem_count:,} problems in {report.rows:,} rows\n"
+
+
+def _void(report: Report) -> str:
+    """What other readers of the directory, which know nothing of merged parts, must know."""
+    if not report.void:
+        return ""
+    return (
+        f"{report.void:,} files besides, of merged parts: the next sink that opens it ends them\n"
+    )

@@ -125,6 +125,7 @@ async def _sink(
         at.journal,
         at.runs,
         stop=stop,
+        format_=options.format,
         on_committed=functools.partial(count_rows, metrics),
     )
     log.info("worker stopped", extra={"kind": "sink"})
