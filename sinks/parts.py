@@ -76,8 +76,8 @@ class PartFiles:
         self._format: PartFormat = claim["format"]
         if format_ not in {None, self._format}:
             raise OutputRefused(
-                f"{root}: its parts are {self._format}, not {format_}; go on in their format, or "
-                "choose another output"
+                f"{root}: its parts are {self._format}, not {format_}; leave --format out to go on "
+                "in their format, or choose another output"
             )
         width = claim.get("block", BLOCK_PARTS)
         self._blocks = Compactor(root, shard, self._format, width, block_bytes, self._disk)

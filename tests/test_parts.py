@@ -55,7 +55,7 @@ def test_an_old_directory_keeps_its_format(tmp_path: Path) -> None:
     PartFiles(tmp_path, format_="jsonl").commit(rows(1))
     PartFiles(tmp_path).commit(rows(2))
     assert names(tmp_path) == ["part-0-000000001.jsonl", "part-0-000000002.jsonl"]
-    with pytest.raises(OutputRefused, match=r"its parts are jsonl, not parquet"):
+    with pytest.raises(OutputRefused, match="its parts are jsonl, not parquet; leave --format out"):
         PartFiles(tmp_path, format_="parquet")
 
 
