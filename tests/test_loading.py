@@ -65,7 +65,8 @@ def test_one_of_several_is_chosen_by_variable_or_name(folder: Path, name: str) -
         ("def f():\n    return 1 / 0\nf()", r"mine.py:2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(1)", r"mine.py:1: SystemExit: 1"),
         ("class End(BaseException): ...\nraise End('x')", r"mine.py:2: End: x"),
-        ("x = 1\0", r"mine.py:0: SyntaxError: source code string cannot contain null"),
+        # a ValueError before Python 3.11.4
+        ("x = 1\0", r"mine.py:0: \w+Error: source code string cannot contain null"),
         ("x = 1", r"mine.py: has no Environment; write `env = Environment\('mine'\)`"),
         (
             "from warren import Environment\nenv = Environment('a b')",
