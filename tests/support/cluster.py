@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from tests.support.background import Background
 from tests.support.model_server import Asked, ModelServer, Step
-from tests.support.oracle import STEPS, lost_with
+from tests.support.oracle import STEPS, Ended
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.recorded import Recorded, recorded_in_redis, recorded_in_sqlite
 from tests.support.runs import PATIENCE_S, Run, Worker
@@ -64,8 +64,8 @@ class Cluster:
     runs: list[Run] = field(default_factory=list)
     forgot: bool = False
     """Whether Redis was emptied: what it had recorded can't be told any more."""
-    excused: Counter[Step] = field(default_factory=Counter)
-    """Steps that gateways which ended had in hand: each may be asked for once more."""
+    gone: list[Ended] = field(default_factory=list)
+    """The gateways that have ended."""
     _count: "itertools.count[int]" = field(default_factory=itertools.count)
     _commands: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -189,12 +189,14 @@ class Cluster:
 
     def _excuse(self, gateway: str) -> list[Asked]:
         """What this process, which is dead, had in hand may be asked for once more."""
-        left = []
-        for run in self.runs:
-            asks = lost_with(self.model, gateway, self._recorded(run))
-            left += [ask for ask in asks if ask.step[0] == run.id]
-        self.excused.update(ask.step for ask in left)
-        return left
+        ended = [Ended.now(self.model, gateway, run.id, self._recorded(run)) for run in self.runs]
+        self.gone += ended
+        return [ask for each in ended for ask in each.lost(self.model)]
+
+    @property
+    def excused(self) -> Counter[Step]:
+        """Steps that gateways which ended had in hand: each may be asked for once more."""
+        return Counter(ask.step for each in self.gone for ask in each.lost(self.model))
 
     def _recorded(self, run: Run) -> Recorded:
         file = run.output.with_name(f"{run.output.name}.journal.sqlite")
@@ -231,7 +233,7 @@ class Cluster:
         if missing:
             self.start(*missing)
         self.model.reset()
-        self.excused.clear()
+        self.gone.clear()
         self.forgot = False
 
     def supervise(self) -> None:

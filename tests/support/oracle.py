@@ -8,6 +8,7 @@ that a gateway had recorded is never asked for again, nor is one that is out at 
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tests.support.model_server import Asked, ModelServer, Step
@@ -55,16 +56,31 @@ def repeated(model: ModelServer, run: str, excused: Counter[Step]) -> Counter[St
     )
 
 
-def lost_with(model: ModelServer, gateway: str, recorded: Recorded) -> list[Asked]:
-    """What a gateway that is dead had asked for and nobody had recorded.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A gateway that is dead, and what was known of one run at that moment."""
 
-    A step that others have begun again meanwhile was not recorded either when it died.
-    """
-    again = {ask.step: ask.at for ask in model.asks if ask.gateway != gateway}
-    return [
-        ask
-        for ask in model.asks
-        if ask.gateway == gateway
-        and not ask.hung
-        and (ask.step not in recorded or again.get(ask.step, 0.0) > ask.at)
-    ]
+    gateway: str
+    run: str
+    recorded: Recorded
+    again: Mapping[Step, float]
+    """When others had asked for its steps by then: those were not recorded when it died."""
+
+    @classmethod
+    def now(cls, model: ModelServer, gateway: str, run: str, recorded: Recorded) -> "Ended":
+        """It is dead; `recorded` was read since."""
+        asks = [ask for ask in model.asks if ask.gateway != gateway and ask.step[0] == run]
+        return cls(gateway, run, recorded, {ask.step: ask.at for ask in asks})
+
+    def lost(self, model: ModelServer) -> list[Asked]:
+        """What it had asked for and nobody had recorded.
+
+        Asked late: the model may read its last requests only after it has died.
+        """
+        return [
+            ask
+            for ask in model.asks
+            if (ask.gateway, ask.step[0]) == (self.gateway, self.run)
+            and not ask.hung
+            and (ask.step not in self.recorded or self.again.get(ask.step, 0.0) > ask.at)
+        ]
