@@ -23,6 +23,7 @@ from aio_pika.exceptions import AMQPError
 from pamqp import base, commands
 from yarl import URL
 
+from broker.amqp_address import advice, parse_urls
 from broker.amqp_channel import Channel, ChannelDied
 from broker.amqp_consumer import Consumer
 from broker.amqp_link import Link, open_link
@@ -30,7 +31,6 @@ from broker.amqp_publisher import Publisher
 from broker.base import OnDelivery, Outgoing, QueueDepth
 from broker.codec import MAX_BODY_BYTES
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable, Unroutable
-from broker.masking import mask_url
 from broker.topology import QueueSpec, is_own
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class RabbitBroker:
             broker._publishing = await broker._open("publish")
         except (OSError, AMQPError) as e:
             await broker.close()
-            raise Unreachable(_advice(url, e)) from e
+            raise Unreachable(advice(url, e)) from e
         except BaseException:
             await broker.close()
             raise
@@ -369,31 +369,6 @@ class RabbitBroker:
         raise error
 
 
-def parse_urls(text: str) -> list[URL]:
-    """`amqp://u:p@a,b:5673/v`: what a later one leaves out, it has from the first. Raises
-    Unreachable."""
-    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
-    try:
-        urls = [URL(p if "://" in p else f"{URL(pieces[0]).scheme}://{p}") for p in pieces]
-        first = urls[0]
-        path = next((u.raw_path for u in urls if u.raw_path not in {"", "/"}), "/")
-        urls = [_completed(url, first, path) for url in urls]
-    except (ValueError, IndexError) as e:
-        raise Unreachable(f"not a broker's URL: {mask_url(text)} ({e})") from e
-    if any("no_verify_ssl" in url.query for url in urls):
-        raise Unreachable("no_verify_ssl would let anybody read along: use ?cafile=FILE instead")
-    return urls
-
-
-def _completed(url: URL, first: URL, path: str) -> URL:
-    if url.scheme not in {"amqp", "amqps"} or not url.host:
-        raise ValueError("it must look like amqp://user:password@host:5672/")
-    user = url.user or first.user or "guest"
-    password = (url.password or "") if url.user else (first.password or "guest")
-    completed = url.with_user(user).with_password(password)
-    return completed.with_path(path, encoded=True).with_query(url.query or first.query)
-
-
 async def _ask_on(link: Link, requests: Sequence[base.Frame]) -> Sequence[Any]:
     """Ask on a channel of its own: an error closes the channel of all who share it."""
     channel = Channel(link)
@@ -428,18 +403,3 @@ def _declarations(queues: Iterable[QueueSpec], declares: bool) -> list[base.Fram
             for b in queue.bindings
         ]
     return requests
-
-
-def _advice(url: str, error: Exception) -> str:
-    where = mask_url(url)
-    if isinstance(error, AMQPError):
-        reason = str(error) or type(error).__name__
-        return (
-            f"RabbitMQ at {where} refuses us: {reason}. "
-            "Check user, password, the virtual host (the URL's path) and their permissions."
-        )
-    reason = str(error) or type(error).__name__
-    return (
-        f"cannot reach RabbitMQ at {where}: {reason}. "
-        "Is it running, and are host and port right? (`warren up` starts one.)"
-    )

@@ -11,9 +11,10 @@ import pytest
 from pamqp.commands import Basic
 
 from broker import topology
+from broker.amqp_address import parse_urls
 from broker.base import Broker, Outgoing
 from broker.errors import BrokerError, BrokerLost, Unreachable, Unroutable
-from broker.rabbitmq import RabbitBroker, parse_urls
+from broker.rabbitmq import RabbitBroker
 from broker.topology import QueueSpec
 from tests.conftest import Names
 from tests.support.hand import Hand, until

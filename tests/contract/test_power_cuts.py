@@ -1,11 +1,13 @@
 """What an output has acknowledged is there after a power cut: bytes and names, at any moment."""
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from sinks.files import Disk
 from sinks.jsonl import JsonlFile, remove_failed
 from sinks.parquet import iter_rows
 from sinks.rows import Row, row_for
@@ -142,3 +144,14 @@ def test_a_compacted_file_is_whole_before_it_takes_its_name(disk: PowerDisk, liv
     disk.cut(live, live.parent / "cut")
     assert (live.parent / "cut" / "x.parquet").stat().st_size > 0
     assert len(list(iter_rows(live.parent / "cut" / "x.parquet"))) == 3
+
+
+def test_the_real_disk_asks_the_kernel() -> None:
+    """The others here only play. A pipe cannot be synced, as a kernel says that is asked."""
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            Disk().fsync(write_end)
+    finally:
+        os.close(read_end)
+        os.close(write_end)

@@ -202,18 +202,24 @@ def _check_pages(here: Place) -> None:
         assert f'kind="{kind}"' in text
 
 
-def test_a_cancelled_runs_tasks_become_cancelled_rows(
-    here: Place, tmp_path: Path, fresh_names: Names
-) -> None:
-    """Nobody works yet: all tasks are queued, so all are cancelled, and none costs a call."""
-    name, run = fresh_names.environment, fresh_names.run
-    file = tmp_path / "mine.py"
+def _simple_environment(folder: Path, name: str) -> Path:
+    """A file with one that needs no tools and rewards everything."""
+    file = folder / "mine.py"
     file.write_text(
         f"from warren import Environment\nenv = Environment({name!r}, system_prompt='x')\n"
         "@env.policy\ndef play(request):\n    return 'x'\n"
         "@env.reward\ndef fair(rollout):\n    return 1.0\n",
         encoding="utf-8",
     )
+    return file
+
+
+def test_a_cancelled_runs_tasks_become_cancelled_rows(
+    here: Place, tmp_path: Path, fresh_names: Names
+) -> None:
+    """Nobody works yet: all tasks are queued, so all are cancelled, and none costs a call."""
+    name, run = fresh_names.environment, fresh_names.run
+    file = _simple_environment(tmp_path, name)
     tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(20)])
     common = ("--env", file, "--model", "scripted", "--run", run)
 
@@ -266,13 +272,7 @@ def test_dead_letters_are_listed_shown_replayed_and_dropped_by_hand(
 ) -> None:
     """Tasks that no agent took in time: failed rows first, good ones after their replay."""
     name, run = fresh_names.environment, fresh_names.run
-    file = tmp_path / "mine.py"
-    file.write_text(
-        f"from warren import Environment\nenv = Environment({name!r})\n"
-        "@env.policy\ndef play(request):\n    return 'x'\n"
-        "@env.reward\ndef fair(rollout):\n    return 1.0\n",
-        encoding="utf-8",
-    )
+    file = _simple_environment(tmp_path, name)
     tasks = write_rows(tmp_path / "t.jsonl", [asked(f"question {i}") for i in range(4)])
 
     def call(*words: object) -> Done:
