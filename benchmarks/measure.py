@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.processes import Watched, start
+from benchmarks.rows import Rows, read_rows
 from benchmarks.scenarios import Scenario
-from benchmarks.slot_time import Life, life_of, slot_time
+from benchmarks.slot_time import slot_time
 from tests.support.ports import free_port
 
 ENVIRONMENT: Final = Path(__file__).with_name("environment.py")
@@ -55,7 +56,8 @@ class Measurement:
     peak_mb_total: float
     """Over all but broker and Redis."""
     added_p50_ms: float
-    """Per model call: from the agent's asking to its having the answer, less the model's time."""
+    """Per model call: from the agent's asking to its having the answer, less the model's time;
+    where the model takes time, of the calls in the middle (see `Rows.added_ms`)."""
     added_p99_ms: float
     in_flight_max: int
     in_flight_mean: float | None
@@ -90,7 +92,7 @@ def measure(scenario: Scenario, folder: Path, servers: Servers | None) -> Measur
             workers = list(_workers(scenario, folder, servers, stack))
         seen = _collect(scenario, folder, servers, workers, stub)
         stats = _stats(port)
-        return _measured(scenario, seen, _read_rows(_output(folder)), stats, load)
+        return _measured(scenario, seen, read_rows(_output(folder)), stats, load)
 
 
 def _write_input(folder: Path, scenario: Scenario, port: int) -> None:
@@ -202,11 +204,12 @@ def _output(folder: Path) -> Path:
 
 
 def _measured(
-    scenario: Scenario, seen: _Collected, rows: "_Rows", stats: Mapping[str, Any], load: float
+    scenario: Scenario, seen: _Collected, rows: Rows, stats: Mapping[str, Any], load: float
 ) -> Measurement:
     used = _cpu_ms(scenario, seen)
     start_up = seen.cpu_at_first[-1] / scenario.rollouts * 1000
     peaks = _peaks(seen.watched)
+    added_ms = rows.added_ms(edge=scenario.edge_calls)
     in_flight, efficiency = _steady(stats["samples"], scenario, stats["mean_s"])
     return Measurement(
         scenario=scenario.name,
@@ -220,8 +223,8 @@ def _measured(
         cpu_ms_whole_run=sum(used.values()) + start_up,
         peak_mb=peaks,
         peak_mb_total=sum(mb for kind, mb in peaks.items() if kind not in {"rabbitmq", "redis"}),
-        added_p50_ms=_percentile(rows.added_ms, 0.5),
-        added_p99_ms=_percentile(rows.added_ms, 0.99),
+        added_p50_ms=_percentile(added_ms, 0.5),
+        added_p99_ms=_percentile(added_ms, 0.99),
         in_flight_max=stats["in_flight_max"],
         in_flight_mean=in_flight,
         efficiency=efficiency,
@@ -271,29 +274,6 @@ def _peaks(watched: Sequence[Watched]) -> dict[str, float]:
     return peaks
 
 
-@dataclass(slots=True)
-class _Rows:
-    added_ms: list[float]
-    lives: list[Life]
-    failed: int = 0
-
-
-def _read_rows(output: Path) -> _Rows:
-    """Reads what the rows say of their model calls: asked, answered, seconds at the provider."""
-    rows = _Rows([], [])
-    with output.open("rb") as lines:
-        for line in lines:
-            own = json.loads(line)["warren"]
-            rows.failed += own["status"] == "failed"
-            rows.lives.append(life_of(own))
-            rows.added_ms += [
-                (call["finished_at"] - call["started_at"] - call["seconds"]) * 1000
-                for call in own["calls"]
-                if call["kind"] == "model"
-            ]
-    return rows
-
-
 def _steady(
     samples: Samples, scenario: Scenario, mean_s: float
 ) -> tuple[float | None, float | None]:
@@ -302,9 +282,8 @@ def _steady(
 
     `mean_s`: of the latencies that the stub drew.
     """
-    steps = scenario.stub.steps
-    begin = scenario.concurrency * steps
-    end = (scenario.rollouts - scenario.concurrency) * steps
+    begin = scenario.edge_calls
+    end = scenario.rollouts * scenario.stub.steps - begin
     steady = [sample for sample in samples if begin <= sample[1] <= end]
     if scenario.stub.latency == "none" or len(steady) < 10:
         return None, None

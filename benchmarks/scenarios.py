@@ -22,6 +22,11 @@ class Scenario:
     processes: int = 1
     """Of each kind of worker, over RabbitMQ."""
 
+    @property
+    def edge_calls(self) -> int:
+        """How many model calls at either end are made while slots begin together, or run empty."""
+        return self.concurrency * self.stub.steps
+
 
 def _both(name: str, **fields: object) -> list[Scenario]:
     return [
@@ -43,7 +48,7 @@ SCENARIOS: Final = {
         *_both("50steps", rollouts=100, full=1000, stub=StubOptions(steps=50)),
         *_both("64", rollouts=1000, full=2000, concurrency=64, stub=_ONE_S),
         *_both("latency", rollouts=4000, full=16_000, concurrency=1000, stub=_ONE_S),
-        *_both("halfload", concurrency=56, stub=StubOptions(latency="fixed", mean_s=0.25)),
+        *_both("halfload", rollouts=4000, concurrency=340, stub=_ONE_S),
         *_both("4000", rollouts=8000, full=16_000, concurrency=4000, stub=_TEN_S),
         *_both("16000", rollouts=32_000, full=64_000, concurrency=16_000, stub=_MINUTE),
         *_both("100k", rollouts=20_000, full=100_000),
