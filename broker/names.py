@@ -5,14 +5,18 @@ Queue names and routing keys are dot-separated, so a name that may hold anything
 """
 
 import hashlib
+import os
+import random
 import re
-import uuid
 from typing import Final, NamedTuple
 
 #: Run and environment names: they stand in queue names, routing keys, paths and metrics unescaped.
 NAME_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}")
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
+#: Ours alone, so that no `random.seed` of an environment's author makes ids come again.
+_IDS: Final = random.Random()
+os.register_at_fork(after_in_child=_IDS.seed)
 
 
 def is_name(text: str) -> bool:
@@ -55,9 +59,17 @@ def journal_key(run: str, generation: str, task_index: int, repeat: int, attempt
     return f"{run}.{generation}/{task_index}/{repeat}{again}"
 
 
+def new_id() -> str:
+    """32 hex digits, unique: of epochs, carriers, workers. They name things and guard none.
+
+    The kernel is asked for entropy once per process, since each time is a system call.
+    """
+    return _IDS.getrandbits(128).to_bytes(16, "big").hex()
+
+
 def new_worker_id(kind: str) -> str:
     """Unique per process start: `agent-<32 hex>`; also the name of its inbox."""
-    return f"{kind}-{uuid.uuid4().hex}"
+    return f"{kind}-{new_id()}"
 
 
 def shard_of(rollout_id: str, shards: int) -> int:

@@ -1,5 +1,8 @@
 """Names on the wire: reversible, one word, stable."""
 
+import os
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +68,24 @@ def test_worker_ids_are_unique() -> None:
 
 def test_a_new_generation_is_another_rollout_to_the_journal() -> None:
     assert names.journal_key("run", "g1", 3, 0) != names.journal_key("run", "g2", 3, 0)
+
+
+def test_ids_never_come_again_whatever_is_seeded() -> None:
+    made = set()
+    for _ in range(1000):
+        random.seed(1)
+        made.add(names.new_id())
+    assert len(made) == 1000
+    assert all(len(one) == 32 and int(one, 16) < 1 << 128 for one in made)
+
+
+def test_a_forked_child_makes_other_ids() -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, names.new_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 32).decode() != names.new_id()
+    os.close(reading)
+    os.close(writing)

@@ -9,7 +9,6 @@ over.
 import asyncio
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -33,6 +32,7 @@ from broker.journal.base import (
 )
 from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
+from broker.names import new_id
 from broker.serve import publish_patiently
 from broker.topology import QueueSpec
 
@@ -175,7 +175,7 @@ class Owner:
             rollout=self.key,
             epoch=self.run.epoch,
             path=ask.path,
-            carrier=secrets.token_hex(16),
+            carrier=new_id(),
             request_hash=ask.request_hash,
             held=len(self.results),
             reply_to=self._worker_id,
@@ -216,7 +216,7 @@ class Owner:
             rollout=self.key,
             epoch=self.run.epoch,
             path=waiting.ask.path,
-            carrier=secrets.token_hex(16),
+            carrier=new_id(),
             request_hash=waiting.ask.request_hash,
             held=len(self.results),
         )

@@ -4,7 +4,6 @@ Every operation is one round trip (redis_client.py). Redis must not evict:
 `maxmemory-policy noeviction`.
 """
 
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -37,6 +36,7 @@ from broker.journal.base import (
 from broker.journal.record import VERIFY
 from broker.journal.redis_client import PATIENCE_S, Client, Script
 from broker.journal.totals import add_totals, pack_info, pack_totals, unpack_info, unpack_totals
+from broker.names import new_id
 
 #: What has not changed for this long is forgotten.
 KEEP_S: Final = 7 * 86400.0
@@ -84,7 +84,7 @@ class RedisJournal:
         return await self._client.run(self._script, keys, operation, self._keep_ms, *args)
 
     async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
-        fresh = secrets.token_hex(16)
+        fresh = new_id()
         reply = await self._run("take", rollout, fresh, inbox, int(counts), repr(time.time()))
         match reply:
             case [b"owned", owner]:
@@ -177,7 +177,7 @@ class RedisJournal:
         return bool(reply)
 
     async def restart(self, rollout: str, epoch: str) -> int | None:
-        attempt: int | None = await self._run("restart", rollout, epoch, secrets.token_hex(16))
+        attempt: int | None = await self._run("restart", rollout, epoch, new_id())
         return attempt
 
     async def strike(self, rollout: str, epoch: str) -> int:

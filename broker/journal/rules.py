@@ -3,7 +3,6 @@
 `Rules` is synchronous and not thread-safe: whoever calls it makes each call one atomic operation.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -32,6 +31,7 @@ from broker.journal.record import (
     decide_finish,
     go,
 )
+from broker.names import new_id
 
 
 class Table(Protocol):
@@ -80,7 +80,7 @@ class Rules:
         return self._table.state(key) if head.state_version else b""
 
     def take(self, key: str, inbox: str, counts: bool) -> Taken:
-        head = self._head(key) or Head(epoch=secrets.token_hex(16))
+        head = self._head(key) or Head(epoch=new_id())
         if head.phase == "committed":
             return Committed()
         if self._another_lives(head, inbox):
@@ -196,9 +196,7 @@ class Rules:
             return None
         self._table.clear(key)
         attempt = head.attempt + 1
-        fresh = Head(
-            epoch=secrets.token_hex(16), attempt=attempt, strikes=head.strikes, previous=epoch
-        )
+        fresh = Head(epoch=new_id(), attempt=attempt, strikes=head.strikes, previous=epoch)
         self._table.put(key, fresh)
         return attempt
 

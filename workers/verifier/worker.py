@@ -7,7 +7,6 @@ the digest of what it judged, so a redelivery scores nothing twice and mixes not
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -28,7 +27,7 @@ from broker.messages import (
     begin_by,
     waited_too_long,
 )
-from broker.names import shard_of
+from broker.names import new_id, shard_of
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
 from broker.topology import (
     RESULT,
@@ -251,7 +250,7 @@ class VerifierWorker:
             rollout=owner.key,
             epoch=owner.run.epoch,
             path=_VERDICT_PATH,
-            carrier=secrets.token_hex(16),
+            carrier=new_id(),
             request_hash=digest,
             held=0,
         )
