@@ -3,16 +3,23 @@
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.model import (
+    RunningModel,
+    running_model,
+    steady,
+    tail,
+    until_first_row,
+    wait_until,
+)
 from benchmarks.processes import Watched, start
 from benchmarks.rows import Rows, read_rows
 from benchmarks.scenarios import Scenario
@@ -21,8 +28,6 @@ from tests.support.ports import free_port
 
 ENVIRONMENT: Final = Path(__file__).with_name("environment.py")
 KINDS: Final = ("agent", "tool", "model", "verifier")
-_READY_S: Final = 30.0
-Samples = Sequence[tuple[float, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +84,14 @@ def measure(scenario: Scenario, folder: Path, servers: Servers | None) -> Measur
     """Run it once. Raises RuntimeError, with the log, where anything fails."""
     folder.mkdir(parents=True)
     load = os.getloadavg()[0]
-    port = free_port()
-    options = json.dumps(asdict(scenario.stub))
-    command = [sys.executable, "-m", "benchmarks.stub", str(port), options]
     with contextlib.ExitStack() as stack:
-        stub = start("stub", command, folder / "stub.log", listen=True)
-        stack.callback(stub.end)
-        _wait_for_port(port)
-        _write_input(folder, scenario, port)
+        model = stack.enter_context(running_model(scenario.stub, folder))
+        _write_input(folder, scenario, model.port)
         workers = []
         if servers is not None:
             workers = list(_workers(scenario, folder, servers, stack))
-        seen = _collect(scenario, folder, servers, workers, stub)
-        stats = _stats(port)
-        return _measured(scenario, seen, read_rows(_output(folder)), stats, load)
+        seen = _collect(scenario, folder, servers, workers, model)
+        return _measured(scenario, seen, read_rows(_output(folder)), model.seen(), load)
 
 
 def _write_input(folder: Path, scenario: Scenario, port: int) -> None:
@@ -160,17 +159,17 @@ def _collect(
     folder: Path,
     servers: Servers | None,
     workers: Sequence[Watched],
-    stub: Watched,
+    model: RunningModel,
 ) -> _Collected:
     before = [*(servers.watched if servers else ()), *workers]
     began = time.monotonic()
     collector = start("collect", _command(scenario, folder, servers), folder / "collect.log")
     watched = [*before, collector]
     try:
-        _hear_first(stub, collector, folder)
+        model.wait_for_first(collector, folder / "collect.log")
         first = time.monotonic()
         at_first = [each.look() for each in watched]
-        first_row = _until_first_row(_output(folder), collector)
+        first_row = until_first_row(lambda: _output(folder), collector)
         code = collector.wait()
     finally:
         collector.end()
@@ -178,7 +177,7 @@ def _collect(
     for each in before:
         each.look()
     if code:
-        raise RuntimeError(f"collect ended with {code}: {_tail(folder / 'collect.log')}")
+        raise RuntimeError(f"collect ended with {code}: {tail(folder / 'collect.log')}")
     return _Collected(
         watched=watched,
         cpu_at_first=at_first,
@@ -210,7 +209,7 @@ def _measured(
     start_up = seen.cpu_at_first[-1] / scenario.rollouts * 1000
     peaks = _peaks(seen.watched)
     added_ms = rows.added_ms(edge=scenario.edge_calls)
-    in_flight, efficiency = _steady(stats["samples"], scenario, stats["mean_s"])
+    in_flight, efficiency = steady(stats["samples"], scenario, stats["mean_s"])
     return Measurement(
         scenario=scenario.name,
         rollouts=scenario.rollouts,
@@ -244,29 +243,6 @@ def _cpu_ms(scenario: Scenario, seen: _Collected) -> dict[str, float]:
     return used
 
 
-def _hear_first(stub: Watched, collector: Watched, folder: Path) -> None:
-    assert stub.process is not None
-    assert stub.process.stdout is not None
-    assert collector.process is not None
-    os.set_blocking(stub.process.stdout.fileno(), False)
-    while not stub.process.stdout.readline():
-        if collector.process.poll() is not None:
-            raise RuntimeError(f"collect ended early: {_tail(folder / 'collect.log')}")
-        time.sleep(0.002)
-
-
-def _until_first_row(output: Path, collector: Watched) -> float:
-    """When the output has bytes in it."""
-    assert collector.process is not None
-    while True:
-        with contextlib.suppress(OSError):
-            if output.stat().st_size:
-                return time.monotonic()
-        if os.waitid(os.P_PID, collector.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return time.monotonic()
-        time.sleep(0.005)
-
-
 def _peaks(watched: Sequence[Watched]) -> dict[str, float]:
     peaks = {each.kind: 0.0 for each in watched}
     for each in watched:
@@ -274,37 +250,8 @@ def _peaks(watched: Sequence[Watched]) -> dict[str, float]:
     return peaks
 
 
-def _steady(
-    samples: Samples, scenario: Scenario, mean_s: float
-) -> tuple[float | None, float | None]:
-    """Mean in flight and efficiency while all slots could be busy: from as many requests on as the
-    first rollouts make, until as many rollouts are left as there are slots.
-
-    `mean_s`: of the latencies that the stub drew.
-    """
-    begin = scenario.edge_calls
-    end = scenario.rollouts * scenario.stub.steps - begin
-    steady = [sample for sample in samples if begin <= sample[1] <= end]
-    if scenario.stub.latency == "none" or len(steady) < 10:
-        return None, None
-    seconds = steady[-1][0] - steady[0][0]
-    rate = (steady[-1][1] - steady[0][1]) / seconds
-    ideal = scenario.concurrency / mean_s
-    return statistics.fmean(s[2] for s in steady), rate / ideal
-
-
 def _percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[int(share * (len(values) - 1))] if values else float("nan")
-
-
-def _stats(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=10) as answer:
-        stats: dict[str, Any] = json.load(answer)
-    return stats
-
-
-def _wait_for_port(port: int) -> None:
-    _wait_until(lambda: bool(_stats(port)), f"nothing listens on port {port}")
 
 
 def _wait_until_ready(port: int) -> None:
@@ -314,22 +261,7 @@ def _wait_until_ready(port: int) -> None:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
 
-    _wait_until(ready, f"the worker with metrics port {port} does not get ready")
-
-
-def _wait_until(ready: Any, otherwise: str) -> None:
-    deadline = time.monotonic() + _READY_S
-    while True:
-        with contextlib.suppress(OSError):
-            if ready():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError(otherwise)
-        time.sleep(0.05)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    wait_until(ready, f"the worker with metrics port {port} does not get ready")
 
 
 def revision() -> str:

@@ -30,11 +30,11 @@ class Watched:
 
     def look(self) -> float:
         """Read /proc: the CPU seconds used so far, by what lives and by children that ended."""
-        living = list(_session(self.pid))
+        living = list(session(self.pid))
         if living:
             self._look_at_queue()
-            self.cpu_s = sum(map(_cpu_s, living))
-            self.peak_bytes = max(self.peak_bytes, sum(map(_peak_bytes, living)))
+            self.cpu_s = sum(map(cpu_s, living))
+            self.peak_bytes = max(self.peak_bytes, sum(map(peak_bytes, living)))
         return self.cpu_s
 
     def wait(self) -> int:
@@ -62,8 +62,9 @@ class Watched:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for pid in session(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -88,7 +89,8 @@ def start(
     return Watched(kind, process.pid, process)
 
 
-def _session(leader: int) -> Iterator[int]:
+def session(leader: int) -> Iterator[int]:
+    """The processes that live in it."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -96,7 +98,8 @@ def _session(leader: int) -> Iterator[int]:
                     yield int(name)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU seconds that it and its ended children used; 0 where it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:
@@ -104,7 +107,8 @@ def _cpu_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
+    """Its peak resident memory; 0 where it is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
             if line.startswith(b"VmHWM:"):
