@@ -32,8 +32,9 @@ MAX_DEATHS: Final = 5
 class _Pending:
     message: Outgoing
     done: asyncio.Future[None]
-    since_s: float
-    """On the publisher's clock, which stands still while the broker blocks or is away."""
+    since_s: float = math.inf
+    """When it was sent, on the publisher's clock, which stands still while the broker blocks or is
+    away. What waits for its turn is not late, however long the backlog: the window moves."""
     deaths: int = 0
 
 
@@ -41,7 +42,8 @@ class Publisher:
     """Outlives links: hand it a new one after a loss."""
 
     def __init__(self, patience_s: float, outage_s: float) -> None:
-        """A broker that is there confirms within `patience_s`; one may be away for `outage_s`."""
+        """A broker that is there confirms what it was sent within `patience_s`; one may be away for
+        `outage_s`."""
         self._patience_s = patience_s
         self._outage_s = outage_s
         self._away_s = 0.0
@@ -60,7 +62,7 @@ class Publisher:
         if self._closed:
             raise BrokerClosed("this broker connection was closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._backlog.append(_Pending(message, done, self._clock_s))
+        self._backlog.append(_Pending(message, done))
         self.pump()
         await done
 
@@ -108,6 +110,7 @@ class Publisher:
                 return
             pending = self._backlog.popleft()
             if not pending.done.done():  # else its caller was cancelled
+                pending.since_s = self._clock_s
                 channel.send(link, pending)
 
     def tick(self, seconds: float) -> None:
@@ -123,13 +126,13 @@ class Publisher:
             return
         self._clock_s += seconds
         latest_s = self._clock_s - self._patience_s
-        self._give_up(latest_s, f"no confirmation within {self._patience_s:g} s")
+        self._give_up(latest_s, f"RabbitMQ sent no confirmation within {self._patience_s:g} s")
         self.pump()
 
     def _give_up(self, latest_s: float, why: str) -> None:
-        """What has waited since before then."""
+        """What was sent by then; all, for infinity."""
         for pending in self._all():
-            if pending.since_s < latest_s and not pending.done.done():
+            if pending.since_s <= latest_s and not pending.done.done():
                 pending.done.set_exception(BrokerLost(why))
 
     def close(self) -> None:

@@ -186,6 +186,8 @@ async def test_patience_ends(proxy: Proxy, url: str, queue: QueueSpec) -> None:
     proxy.cut()
     with pytest.raises(BrokerLost):
         await broker.publish(to(queue))
+    with pytest.raises(BrokerLost):  # one that could not even be sent
+        await broker.publish(to(queue))
     with pytest.raises(BrokerLost):
         await broker.depth(queue.name)
     await broker.close()
@@ -281,6 +283,16 @@ async def test_the_second_of_two_hosts_is_used_when_the_first_is_down(url: str) 
 def test_a_url_that_cannot_work_is_refused(text: str) -> None:
     with pytest.raises(Unreachable):
         parse_urls(text)
+
+
+async def test_a_backlog_may_take_longer_than_one_confirmation(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=3.0)
+    await broker.declare([queue])
+    proxy.delay_s = 0.3
+    await publish_all(broker, queue, [b"%d" % i for i in range(4096)])  # 8 windows, a second each
+    await broker.close()
 
 
 def test_what_a_later_host_leaves_out_it_has_from_the_first() -> None:
