@@ -172,7 +172,8 @@ def decompress(body: bytes) -> bytes:
 
 def _has_no_long_array(body: bytes) -> bool:
     """Whether no array in it can claim more than 15 elements, for which msgspec takes memory."""
-    return b"\xdc" not in body and b"\xdd" not in body and len(body) <= MAX_BODY_BYTES
+    # as numbers: to look for `bytes` raises and drops a TypeError first, five times the cost
+    return 0xDC not in body and 0xDD not in body and len(body) <= MAX_BODY_BYTES
 
 
 def _is_shallow(body: bytes) -> bool:
