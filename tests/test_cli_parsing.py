@@ -113,9 +113,10 @@ def test_every_worker_kind_with_user_code_takes_several_environments() -> None:
 
 def test_a_sink_worker_takes_an_output_and_no_environment_but_minds_no_twin() -> None:
     made = options(f"worker sink --output out {CLUSTER}", {"WARREN_ENV": "a"})
-    assert made == WorkerOptions(kind="sink", prefetch=1024, output=Path("out"))
-    assert "--env " not in warren("worker", "sink", "--help").stdout
-    assert "--env " in warren("worker", "agent", "--help").stdout
+    assert made == WorkerOptions(kind="sink", output=Path("out"))
+    for option in ("--env ", "--prefetch ", "--renew-after "):  # what it would not read
+        assert option not in warren("worker", "sink", "--help").stdout
+        assert option in warren("worker", "agent", "--help").stdout
 
 
 def test_a_worker_environments_twin_is_separated_by_commas() -> None:

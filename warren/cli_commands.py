@@ -179,20 +179,24 @@ def _worker(kind: WorkerKind) -> Callable[[Given], WorkerOptions]:
     def build(given: Given) -> WorkerOptions:
         get, settings = given.values.get, given.settings
         _need(settings, f"worker {kind}", "broker", "redis")
-        if kind == "sink" and get("output") is None:
-            raise UsageError("--output is missing: rows go to OUTPUT/<run>/")
         if kind == "model" and settings.model is None and not settings.models:
             raise UsageError("--model is missing: name a model, or list some in warren.toml")
         return WorkerOptions(
             kind=kind,
-            environments=() if kind == "sink" else get("environments"),
+            environments=get("environments"),
             models=_models(settings) if kind == "model" else (),
             prefetch=get("prefetch") or settings.prefetch[kind],
-            output=get("output") if kind == "sink" else None,
-            format=get("format") if kind == "sink" else None,
         )
 
     return build
+
+
+def _sink(given: Given) -> WorkerOptions:
+    get = given.values.get
+    _need(given.settings, "worker sink", "broker", "redis")
+    if get("output") is None:
+        raise UsageError("--output is missing: rows go to OUTPUT/<run>/")
+    return WorkerOptions(kind="sink", output=get("output"), format=get("format"))
 
 
 def _models(settings: Settings) -> tuple[str, ...]:
@@ -296,10 +300,10 @@ _WORKER_HELP: Final[Mapping[WorkerKind, str]] = {
     "sink": "write rows to OUTPUT/<run>/",
 }
 _WORKER_KEYS: Final[Mapping[WorkerKind, tuple[str, ...]]] = {
-    "agent": ("environments",),
-    "tool": ("environments", "unsafe_no_sandbox"),
-    "model": ("environments", *_ENDPOINT),
-    "verifier": ("environments", "unsafe_no_sandbox"),
+    "agent": ("environments", "prefetch", "renew_after"),
+    "tool": ("environments", "prefetch", "unsafe_no_sandbox"),
+    "model": ("environments", "prefetch", *_ENDPOINT),
+    "verifier": ("environments", "prefetch", "unsafe_no_sandbox"),
     "sink": ("output", "format"),
 }
 _DLQ_HELP: Final[Mapping[DlqAction, str]] = {
@@ -317,11 +321,8 @@ def _worker_commands() -> list[Command]:
             name=f"worker {kind}",
             help=_WORKER_HELP[kind],
             target="warren.commands.worker:run",
-            build=_worker(kind),
-            keys=(
-                *(*_WORKER_KEYS[kind], "prefetch"),
-                *(*_PLACE, *_METRICS, "renew_after", *_EVERYWHERE),
-            ),
+            build=_sink if kind == "sink" else _worker(kind),
+            keys=(*_WORKER_KEYS[kind], *_PLACE, *_METRICS, *_EVERYWHERE),
             log_level="info",
         )
         for kind in WORKER_KINDS

@@ -102,7 +102,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     """Model workers: which ones; never empty for them."""
     prefetch: int = 64
-    """How many deliveries to have in hand."""
+    """How many deliveries to have in hand; a sink takes as many as its batches need."""
     output: Path | None = None
     """Sink workers: the root; rows go to `output/<run>/`."""
     format: PartFormat | None = None

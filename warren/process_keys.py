@@ -104,7 +104,7 @@ PROCESS: Final[tuple[Key, ...]] = (
 )
 
 #: Work in hand per worker kind where nothing else is said; agents wait, so they hold many.
-PREFETCH: Final = {"agent": 64, "tool": 64, "model": 256, "verifier": 64, "sink": 1024}
+PREFETCH: Final = {"agent": 64, "tool": 64, "model": 256, "verifier": 64}
 PREFETCH_KEYS: Final[tuple[Key, ...]] = tuple(
     Key(
         name=f"prefetch_{kind}",
