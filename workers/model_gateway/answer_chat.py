@@ -1,7 +1,7 @@
 """A Chat Completions answer, as bytes off the wire, to a ModelResult."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -65,31 +65,49 @@ def instead(answer: Mapping[str, Any]) -> str:
 
 def chat_usage(usage: object, price: Price) -> Usage:
     """Tokens and cost; zeros where the provider says nothing."""
-    given = usage if isinstance(usage, Mapping) else {}
-    return _usage(given, "prompt", "completion", price)
+    return _usage(usage, _OF_CHAT, price)
 
 
 def responses_usage(usage: object, price: Price) -> Usage:
     """The same, of a Responses answer."""
-    given = usage if isinstance(usage, Mapping) else {}
-    return _usage(given, "input", "output", price)
+    return _usage(usage, _OF_RESPONSES, price)
 
 
-def _usage(usage: Mapping[str, Any], read: str, written: str, price: Price) -> Usage:
-    prompt = _count(usage, f"{read}_tokens")
-    generated = _count(usage, f"{written}_tokens")
-    cached = _count(usage.get(f"{read}_tokens_details"), "cached_tokens")
+class _Names(NamedTuple):
+    """What an API calls the counts in its usage."""
+
+    prompt: str
+    prompt_details: str
+    generated: str
+    generated_details: str
+
+
+_OF_CHAT: Final = _Names(
+    "prompt_tokens", "prompt_tokens_details", "completion_tokens", "completion_tokens_details"
+)
+_OF_RESPONSES: Final = _Names(
+    "input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details"
+)
+
+
+def _usage(usage: object, names: _Names, price: Price) -> Usage:
+    if not isinstance(usage, dict):
+        return Usage()
+    prompt, generated = _count(usage.get(names.prompt)), _count(usage.get(names.generated))
+    read, written = usage.get(names.prompt_details), usage.get(names.generated_details)
+    cached = _count(read.get("cached_tokens")) if isinstance(read, dict) else 0
     return Usage(
         prompt_tokens=prompt,
         generated_tokens=generated,
         cached_tokens=cached,
-        reasoning_tokens=_count(usage.get(f"{written}_tokens_details"), "reasoning_tokens"),
+        reasoning_tokens=(
+            _count(written.get("reasoning_tokens")) if isinstance(written, dict) else 0
+        ),
         cost_usd=cost_usd(price, prompt, generated, cached),
     )
 
 
-def _count(source: object, key: str) -> int:
-    value = source.get(key) if isinstance(source, Mapping) else None
+def _count(value: object) -> int:
     return value if type(value) is int and 0 < value <= _MOST_TOKENS else 0
 
 

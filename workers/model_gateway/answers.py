@@ -16,14 +16,18 @@ _PREFIX: Final = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}
 
 def completed(items: Sequence[Item], request: BackendRequest) -> list[Item]:
     """The answer's items with `id` and `status`, and with call ids unique in the conversation."""
-    used = {str(item["call_id"]) for item in request.items if item.get("call_id")}
+    used: set[str] | None = None
     done = []
     for n, item in enumerate(items):
         kind = str(item.get("type"))
-        whole = {"id": _PREFIX.get(kind, "item_") + _name(request, n, 24), **item}
+        whole = dict(item)
+        if "id" not in item:
+            whole = {"id": _PREFIX.get(kind, "item_") + _name(request, n, 24), **item}
         if kind != "reasoning":
             whole.setdefault("status", "completed")
         if kind == "function_call":
+            if used is None:
+                used = {str(item["call_id"]) for item in request.items if item.get("call_id")}
             whole["call_id"] = _own_id(str(item.get("call_id") or ""), used, request, n)
             used.add(whole["call_id"])
         done.append(whole)

@@ -26,6 +26,24 @@ MAX_TRIES: Final = 20
 _PROVIDER: Final = Patience(first_s=0.5, longest_s=(5.0, 30.0), in_slot_s=2.0)
 
 
+class Terms:
+    """What a call says beside its conversation. One for all calls that say the same, so what a
+    backend makes of it is kept (`functools.lru_cache`) with itself as the key. Frozen.
+    """
+
+    def __init__(
+        self, tools: Sequence[Item] = (), options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.tools = tools
+        """Responses tool definitions."""
+        self.options: Mapping[str, Any] = {} if options is None else options
+        """Further Responses request fields: sampling, tool_choice, text, reasoning, ..."""
+
+
+#: So many kinds of call there are at a time: of runs, judges, rollouts with options of their own.
+TERMS_KEPT: Final = 128
+
+
 class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One model call, as every backend gets it. A struct, since one is made for every try."""
 
@@ -33,10 +51,7 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The name that the provider knows it by."""
     items: Sequence[Item]
     """The conversation as Responses items."""
-    tools: Sequence[Item] = ()
-    """Responses tool definitions."""
-    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """Further Responses request fields: sampling, tool_choice, text, reasoning, ..."""
+    terms: Terms = msgspec.field(default_factory=Terms)
     known_ids: bytes = b""
     """int32: what the first `known_items` of `items` were tokenised and sampled as, if known."""
     known_items: int = 0

@@ -3,19 +3,21 @@
 The same requests, answers and errors as through the `openai` SDK, for a fraction of its CPU.
 """
 
+import functools
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from broker.messages import ModelResult
 from workers.model_gateway.answer_chat import chat_result, json_object
-from workers.model_gateway.backend import BackendRequest, Refused
+from workers.model_gateway.backend import TERMS_KEPT, BackendRequest, Refused, Terms
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
-from workers.model_gateway.conversion import OPEN_SERVER, UNSENDABLE, chat_tools, messages_of
+from workers.model_gateway.conversion import OPEN_SERVER, UNSENDABLE, messages_of
 from workers.model_gateway.failures import serves
-from workers.model_gateway.fields import chat_fields
+from workers.model_gateway.fields import chat_terms
 from workers.model_gateway.server import ModelServer
 
 
@@ -60,6 +62,12 @@ class ChatBackend:
 
 
 def _body(request: BackendRequest) -> dict[str, Any]:
-    fields = chat_fields(request.options, length_field="max_tokens", tools=bool(request.tools))
-    body = {"model": request.model, "messages": messages_of(request.items, OPEN_SERVER)} | fields
-    return body | {"tools": chat_tools(request.tools)} if request.tools else body
+    messages = messages_of(request.items, OPEN_SERVER)
+    return {"model": request.model, "messages": messages, **_fields(request.terms)}
+
+
+@functools.lru_cache(TERMS_KEPT)
+def _fields(terms: Terms) -> Mapping[str, msgspec.Raw]:
+    """What all requests of the same terms have in common, as JSON."""
+    fields = chat_terms(terms, "max_tokens")
+    return {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in fields.items()}

@@ -7,7 +7,7 @@ refusals. `content` is never null: chat templates choke on it. What Chat Complet
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +40,8 @@ class Dialect:
 OPEN_SERVER: Final = Dialect()
 #: OpenAI's own: reasoning is not accepted back, developer messages are.
 OPENAI: Final = Dialect(reasoning_key=None, developer_role=True)
+#: Beside its messages, what a model says.
+_OF_A_TURN: Final = ("function_call", "reasoning")
 #: For round trips: nothing is left out.
 LOSSLESS: Final = Dialect(developer_role=True)
 
@@ -49,16 +51,16 @@ def messages_of(items: Iterable[Item], dialect: Dialect = OPEN_SERVER) -> list[C
     messages: list[ChatMessage] = []
     turn: list[Item] = []
     for item in items:
-        if _by_assistant(item):
-            if _starts_new_turn(turn, item):
-                messages.append(_assistant_message(turn, dialect))
-                turn = []
-            turn.append(item)
-            continue
-        if turn:
+        kind = _kind(item)
+        by_assistant = kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
+        if turn and (not by_assistant or kind == _kind(turn[-1]) == "message"):
+            # consecutive assistant items come from one model call, except two messages in a row
             messages.append(_assistant_message(turn, dialect))
             turn = []
-        messages.append(_other_message(item, dialect))
+        if by_assistant:
+            turn.append(item)
+        else:
+            messages.append(_other_message(kind, item, dialect))
     if turn:
         messages.append(_assistant_message(turn, dialect))
     return messages
@@ -68,30 +70,27 @@ def _kind(item: Item) -> str:
     return str(item.get("type") or ("message" if "role" in item else ""))
 
 
-def _by_assistant(item: Item) -> bool:
-    kind = _kind(item)
-    return kind in ("function_call", "reasoning") or (
-        kind == "message" and item.get("role") == "assistant"
-    )
-
-
-def _starts_new_turn(turn: Sequence[Item], item: Item) -> bool:
-    """Consecutive assistant items come from one model call, except two messages in a row."""
-    return bool(turn) and _kind(item) == "message" and _kind(turn[-1]) == "message"
-
-
-def _assistant_message(turn: Sequence[Item], dialect: Dialect) -> ChatMessage:
-    message: ChatMessage = {"role": "assistant", "content": ""}
-    said = [
-        part for item in turn if _kind(item) == "message" for part in _parts(item.get("content"))
-    ]
-    message["content"] = "".join(_text(p) for p in said if p.get("type") != "refusal")
-    if refusal := "".join(str(p["refusal"]) for p in said if p.get("type") == "refusal"):
+def _assistant_message(turn: Iterable[Item], dialect: Dialect) -> ChatMessage:
+    text = refusal = ""
+    thoughts, calls = [], []
+    for item in turn:
+        match _kind(item):
+            case "function_call":
+                calls.append(_tool_call(item))
+            case "reasoning":
+                thoughts.append(reasoning_text(item))
+            case _:
+                for part in _parts(item.get("content")):
+                    if part.get("type") == "refusal":
+                        refusal += str(part["refusal"])
+                    else:
+                        text += _text(part)
+    message: ChatMessage = {"role": "assistant", "content": text}
+    if refusal:
         message["refusal"] = refusal
-    thoughts = [reasoning_text(item) for item in turn if _kind(item) == "reasoning"]
     if dialect.reasoning_key is not None and any(thoughts):
         message[dialect.reasoning_key] = "\n".join(thoughts)
-    if calls := [_tool_call(item) for item in turn if _kind(item) == "function_call"]:
+    if calls:
         message["tool_calls"] = calls
     return message
 
@@ -107,8 +106,8 @@ def reasoning_text(item: Item) -> str:
     return "\n".join(str(part.get("text", "")) for part in parts)
 
 
-def _other_message(item: Item, dialect: Dialect) -> ChatMessage:
-    match _kind(item):
+def _other_message(kind: str, item: Item, dialect: Dialect) -> ChatMessage:
+    match kind:
         case "message":
             role = str(item.get("role"))
             if role == "developer" and not dialect.developer_role:
@@ -120,7 +119,7 @@ def _other_message(item: Item, dialect: Dialect) -> ChatMessage:
                 "tool_call_id": item["call_id"],
                 "content": _chat_content(item.get("output")),
             }
-        case kind:
+        case _:
             raise Unconvertible(f"items of type {kind!r} cannot be sent over Chat Completions")
 
 
@@ -141,6 +140,8 @@ def _text(part: Mapping[str, Any]) -> str:
 
 
 def _chat_content(content: object) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
     parts = _parts(content)
     if not parts:
         return ""
@@ -172,15 +173,13 @@ def _given(source: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 def as_items(items: Iterable[Item]) -> list[Item]:
     """`items` with the chat messages among them (datasets of `messages` rows) made items."""
-    return [
-        whole
-        for item in items
-        for whole in (
-            _items_of_message(item)
-            if item.get("role") == "tool" or item.get("tool_calls")
-            else (item,)
-        )
-    ]
+    whole: list[Item] = []
+    for item in items:
+        if item.get("role") == "tool" or item.get("tool_calls"):
+            whole += _items_of_message(item)
+        else:
+            whole.append(item)
+    return whole
 
 
 def items_of(messages: Iterable[ChatMessage]) -> list[Item]:

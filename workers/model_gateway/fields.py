@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from workers.model_gateway.backend import Terms
+from workers.model_gateway.conversion import chat_tools
+
 #: Chat Completions has these under the same name.
 _SAME: Final = ("temperature", "top_p", "seed", "parallel_tool_calls", "user", "service_tier")
 #: Responses has no such field.
@@ -13,6 +16,12 @@ _IN_METADATA: Final = ("extra_body", "chat_template_kwargs")
 
 _OF_TOOLS: Final = frozenset({"tool_choice", "parallel_tool_calls"})
 _HOLD_EXTRA: Final = frozenset({"metadata", *_IN_METADATA})
+
+
+def chat_terms(terms: Terms, length_field: str) -> dict[str, Any]:
+    """Tools and options as Chat Completions fields."""
+    fields = chat_fields(terms.options, length_field=length_field, tools=bool(terms.tools))
+    return fields | {"tools": chat_tools(terms.tools)} if terms.tools else fields
 
 
 def chat_fields(options: Mapping[str, Any], *, length_field: str, tools: bool) -> dict[str, Any]:

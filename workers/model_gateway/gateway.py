@@ -25,11 +25,13 @@ from broker.shared.memory import MemoryShared
 from broker.topology import LANES, Lane, model_queue
 from workers.executor import Done, Executor, Postponed
 from workers.model_gateway.backend import (
+    TERMS_KEPT,
     Backend,
     BackendRequest,
     ContextOverflow,
     Refused,
     Retryable,
+    Terms,
 )
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.conversion import as_items
@@ -41,6 +43,10 @@ log = logging.getLogger(__name__)
 
 #: Share of the prefetch that each lane may hold.
 LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
+
+
+#: Above it a call's tools and options are unpacked for it alone: what is kept stays small.
+_LARGE_TERMS_BYTES: Final = 32 * 1024
 
 
 class ModelGateway:
@@ -134,22 +140,34 @@ class ModelGateway:
 def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
     """The call unpacked, for a backend. Raises Undecodable."""
     items = codec.unpack_each(call.input)
-    if not all(isinstance(item, dict) for item in items):
+    if not {dict}.issuperset(map(type, items)):
         raise Undecodable("an input item is not a map")
-    known = as_items(items[: call.known_items])
+    known = as_items(items[: call.known_items]) if call.known_items else []
     return BackendRequest(
         model=config.served_name or config.name,
         items=known + as_items(items[call.known_items :]),
         known_ids=call.known_ids,
         known_items=len(known),
-        tools=codec.unpack(call.tools) if call.tools else (),
-        options=codec.unpack(call.options) if call.options else {},
+        terms=terms_of(call),
         rollout=call.sticky or call.rollout,
         path=call.path,
         run=call.run,
         lane=call.lane,
         timeout_s=config.try_timeout_s,
     )
+
+
+def terms_of(call: ModelCall) -> Terms:
+    """Its tools and options, unpacked once for all calls that have the same. Raises Undecodable."""
+    large = len(call.tools) + len(call.options) > _LARGE_TERMS_BYTES
+    return (_unpacked if large else _kept)(call.tools, call.options)
+
+
+def _unpacked(tools: bytes, options: bytes) -> Terms:
+    return Terms(codec.unpack(tools) if tools else (), codec.unpack(options) if options else {})
+
+
+_kept = functools.lru_cache(TERMS_KEPT)(_unpacked)
 
 
 def _with_timeout(request: BackendRequest, config: ModelConfig, left_s: float) -> BackendRequest:
@@ -159,7 +177,9 @@ def _with_timeout(request: BackendRequest, config: ModelConfig, left_s: float) -
 
 
 def _done(result: ModelResult, tries: int) -> Done:
-    return Done(codec.pack(msgspec.structs.replace(result, tries=tries)))
+    if tries != result.tries:
+        result = msgspec.structs.replace(result, tries=tries)
+    return Done(codec.pack(result))
 
 
 def _overflow(call: ModelCall, why: str, tries: int) -> Done:

@@ -24,11 +24,10 @@ from workers.model_gateway.conversion import (
     OPEN_SERVER,
     OPENAI,
     UNSENDABLE,
-    chat_tools,
     messages_of,
 )
 from workers.model_gateway.failures import serves, status_error
-from workers.model_gateway.fields import chat_fields, responses_fields
+from workers.model_gateway.fields import chat_terms, responses_fields
 from workers.model_gateway.http import joined
 from workers.model_gateway.masking import masked
 from workers.model_gateway.server import owners_in
@@ -89,15 +88,14 @@ class OpenAIBackend:
         await self._client.close()
 
     def _body(self, request: BackendRequest) -> tuple[str, dict[str, Any]]:
+        terms = request.terms
         if self._responses:
             body = {"model": request.model, "input": list(request.items)}
-            body |= {"tools": list(request.tools)} if request.tools else {}
-            return "/responses", body | responses_fields(request.options)
+            body |= {"tools": list(terms.tools)} if terms.tools else {}
+            return "/responses", body | responses_fields(terms.options)
         messages = messages_of(request.items, OPENAI if self._own else OPEN_SERVER)
         length = "max_completion_tokens" if self._own else "max_tokens"
-        fields = chat_fields(request.options, length_field=length, tools=bool(request.tools))
-        body = {"model": request.model, "messages": messages} | fields
-        body |= {"tools": chat_tools(request.tools)} if request.tools else {}
+        body = {"model": request.model, "messages": messages} | chat_terms(terms, length)
         return "/chat/completions", body
 
     async def _post(self, path: str, body: Mapping[str, Any], request: BackendRequest) -> bytes:

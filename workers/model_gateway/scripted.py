@@ -1,6 +1,7 @@
 """`scripted/<environment>`: the environment's own policy plays, for demos and tests."""
 
 import asyncio
+import copy
 import inspect
 import time
 import traceback
@@ -36,10 +37,10 @@ class ScriptedBackend:
         """Ask the policy. Whatever it raises is its own failure: Refused, with the last lines."""
         asked = PolicyRequest(
             items=request.items,
-            tools=request.tools,
+            tools=copy.deepcopy(request.terms.tools),  # user code: the terms are others' too
             rollout=request.rollout,
             path=request.path,
-            temperature=request.options.get("temperature"),
+            temperature=request.terms.options.get("temperature"),
         )
         started = time.monotonic()
         try:
@@ -73,7 +74,7 @@ def _result(items: list[Item], request: BackendRequest, seconds: float) -> Model
     packed = codec.pack(items)
     calls = any(item.get("type") == "function_call" for item in items)
     usage = Usage(
-        prompt_tokens=len(codec.pack([*request.items, *request.tools])) // _BYTES_PER_TOKEN,
+        prompt_tokens=len(codec.pack([*request.items, *request.terms.tools])) // _BYTES_PER_TOKEN,
         generated_tokens=len(packed) // _BYTES_PER_TOKEN,
     )
     return ModelResult(

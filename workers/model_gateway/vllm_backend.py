@@ -6,6 +6,7 @@ the server's generation config would fill in what is left out.
 """
 
 import contextlib
+import functools
 import secrets
 import struct
 import time
@@ -21,11 +22,13 @@ from workers.model_gateway.answer_chat import chat_usage, instead, json_object
 from workers.model_gateway.answers import completed
 from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import (
+    TERMS_KEPT,
     BackendError,
     BackendRequest,
     Refused,
     Retryable,
     StaleWeights,
+    Terms,
 )
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
@@ -33,11 +36,10 @@ from workers.model_gateway.conversion import (
     MALFORMED,
     UNSENDABLE,
     assistant_items,
-    chat_tools,
     messages_of,
 )
 from workers.model_gateway.failures import ended_early, unusable
-from workers.model_gateway.fields import chat_fields
+from workers.model_gateway.fields import chat_terms
 from workers.model_gateway.server import ModelServer
 from workers.model_gateway.versions import VersionReader
 from workers.model_gateway.vllm_tokens import Continued, TokenPath
@@ -232,19 +234,22 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
 
     Each try has a request id of its own: the one that was cut may still be running there.
     """
-    fields = _SAMPLING | chat_fields(
-        request.options, length_field="max_tokens", tools=bool(request.tools)
-    )
-    body = {
+    return {
         "model": request.model,
         "messages": messages_of(request.items),
         "request_id": f"{request.request_id}:{secrets.token_hex(4)}",
-        **{key: value for key, value in fields.items() if key not in _NEVER_SENT},
-        **_TOKENS,
+        **_fields(request.terms, request.lane),
     }
-    if priority := _PRIORITY[request.lane]:
-        body["priority"] = priority
-    return body | {"tools": chat_tools(request.tools)} if request.tools else body
+
+
+@functools.lru_cache(TERMS_KEPT)
+def _fields(terms: Terms, lane: Lane) -> Mapping[str, msgspec.Raw]:
+    """What all requests of the same terms have in common, as JSON."""
+    fields = _SAMPLING | chat_terms(terms, "max_tokens")
+    fields = {key: value for key, value in fields.items() if key not in _NEVER_SENT} | _TOKENS
+    if priority := _PRIORITY[lane]:
+        fields["priority"] = priority
+    return {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in fields.items()}
 
 
 def _tokens(answer: _Answer, choice: _Choice) -> Tokens | None:
@@ -271,7 +276,7 @@ def _packed(kind: str, values: Sequence[float]) -> bytes:
 
 def _finish_reason(choice: _Choice, request: BackendRequest) -> str:
     """vLLM says `tool_calls` as soon as one was parsed, even if the answer was cut after it."""
-    limit = request.options.get("max_output_tokens")
+    limit = request.terms.options.get("max_output_tokens")
     if limit and choice.token_ids is not None and len(choice.token_ids) >= limit:
         return "length"
     return choice.finish_reason or "stop"
