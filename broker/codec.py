@@ -61,10 +61,12 @@ def unpack(body: bytes) -> Any:
 
 def unpack_each(bodies: Sequence[bytes]) -> list[Any]:
     """Unpack values that were packed one by one, at once. Raises Undecodable or TooLarge."""
-    values = _unpack(_array_head(len(bodies)) + b"".join(bodies))
-    for value, body in zip(values, bodies, strict=True):
-        if not (_is_shallow(body) or _shallow(value, MAX_DEPTH)):
-            raise Undecodable(f"nested deeper than {MAX_DEPTH}")
+    together = b"".join(bodies)
+    values = _unpack(_array_head(len(bodies)) + together)
+    if not _is_shallow(together):
+        for value, body in zip(values, bodies, strict=True):
+            if not (_is_shallow(body) or _shallow(value, MAX_DEPTH)):
+                raise Undecodable(f"nested deeper than {MAX_DEPTH}")
     return cast(list[Any], values)
 
 
