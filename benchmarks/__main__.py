@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.measure import Measurement, Servers, measure, revision
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyError as e:
         sys.stderr.write(f"no scenario {e}; there are: {', '.join(SCENARIOS)}\n")
         return 2
+    if options.rollouts:
+        scenarios = [replace(each, rollouts=options.rollouts) for each in scenarios]
     root = Path(tempfile.mkdtemp(prefix="warren-bench-"))
     medians = []
     try:
@@ -48,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         report = {
             "revision": revision(),
             "cpus": os.cpu_count(),
+            "python": platform.python_version(),
             "runs": [asdict(each) for each in medians],
         }
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--full", action="store_true", help="every scenario, at its full size")
+    parser.add_argument("--rollouts", type=int, metavar="N", help="this many in every scenario")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="median of N runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--keep", action="store_true", help="keep logs of a run that failed")

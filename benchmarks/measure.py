@@ -60,10 +60,10 @@ class Measurement:
     peak_mb: Mapping[str, float]
     peak_mb_total: float
     """Over all but broker and Redis."""
-    added_p50_ms: float
+    added_p50_ms: float | None
     """Per model call: from the agent's asking to its having the answer, less the model's time;
     where the model takes time, of the calls in the middle (see `Rows.added_ms`)."""
-    added_p99_ms: float
+    added_p99_ms: float | None
     in_flight_max: int
     in_flight_mean: float | None
     """While there was enough to do (see `steady`)."""

@@ -74,6 +74,7 @@ def start(
     log: Path,
     *,
     environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     listen: bool = False,
 ) -> Watched:
     """Start it in a session of its own; what it says goes to `log`, or with `listen` to a pipe."""
@@ -84,6 +85,7 @@ def start(
             stdout=subprocess.PIPE if listen else output,
             stderr=output,
             start_new_session=True,
+            cwd=cwd,
             env={**os.environ, **(environment or {})},
         )
     return Watched(kind, process.pid, process)

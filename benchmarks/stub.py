@@ -48,6 +48,7 @@ class Model:
     def __init__(self, options: StubOptions) -> None:
         self._options = options
         self._answers = [_answer(options, step) for step in range(options.steps)]
+        self._prompts = [_prompt(options, step) for step in range(options.steps)]
         self._chance = random.Random(options.seed)
         self._latencies_s = 0.0
         self.requests = 0
@@ -58,8 +59,14 @@ class Model:
 
     def answer(self, body: bytes) -> bytes:
         """The whole HTTP answer."""
-        done = body.count(b'"tool_call_id"')
-        return self._answers[min(done, self._options.steps - 1)]
+        return self._answers[self._step(body)]
+
+    def tokenize(self, body: bytes) -> bytes:
+        """The HTTP answer to `/tokenize`, as of vLLM: NeMo Gym asks after each model call."""
+        return self._prompts[self._step(body)]
+
+    def _step(self, body: bytes) -> int:
+        return min(body.count(b'"tool_call_id"'), self._options.steps - 1)
 
     def latency_s(self) -> float:
         """How long this answer takes."""
@@ -136,6 +143,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._model.tell(head.split(b" ", 2)[1]))
         elif b"/chat/completions/render" in head:  # no token endpoints here
             self._transport.write(_http({"error": "not found"}, status="404 Not Found"))
+        elif head.startswith(b"post /tokenize"):
+            self._transport.write(self._model.tokenize(body))
         else:
             self._model.began()
             answer = self._model.answer(body)
@@ -182,9 +191,7 @@ def _add_tokens(
     """As vLLM answers `return_token_ids` and `logprobs`."""
     chance = random.Random(step)
     ids = [chance.randrange(150_000) for _ in range(count)]
-    answer["prompt_token_ids"] = [
-        chance.randrange(150_000) for _ in range(options.prompt_tokens * (step + 1))
-    ]
+    answer["prompt_token_ids"] = _prompt_tokens(options, step)
     answer["usage"] |= {"completion_tokens": count}
     choice["token_ids"] = ids
     choice["logprobs"] = {
@@ -198,6 +205,16 @@ def _add_tokens(
             for id_ in ids
         ]
     }
+
+
+def _prompt_tokens(options: StubOptions, step: int) -> list[int]:
+    chance = random.Random(-1 - step)
+    return [chance.randrange(150_000) for _ in range(options.prompt_tokens * (step + 1))]
+
+
+def _prompt(options: StubOptions, step: int) -> bytes:
+    tokens = _prompt_tokens(options, step)
+    return _http({"count": len(tokens), "max_model_len": 1_000_000, "tokens": tokens})
 
 
 def _http(answer: dict[str, Any], status: str = "200 OK") -> bytes:

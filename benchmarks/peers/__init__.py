@@ -1,0 +1,1 @@
+"""Other rollout tools, measured as Warren is: `python -m benchmarks.peers`, see ../README.md."""
