@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from broker.names import RolloutId, journal_key
+from broker.names import journal_key, rollout_id
 from broker.topology import Lane
 
 #: Version of every message below; a message of another version is dead-lettered, never guessed at.
@@ -120,7 +120,7 @@ class Task(Packed, frozen=True, kw_only=True):
 
     @property
     def rollout_id(self) -> str:
-        return str(RolloutId(self.run, self.task_index, self.repeat))
+        return rollout_id(self.run, self.task_index, self.repeat)
 
     @property
     def journal_key(self) -> str:

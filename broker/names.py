@@ -4,11 +4,12 @@ Queue names and routing keys are dot-separated, so a name that may hold anything
 `Qwen/Qwen2.5-7B`) is escaped; run and environment names are restricted where the user types them.
 """
 
+import functools
 import hashlib
 import os
 import random
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 #: Run and environment names: they stand in queue names, routing keys, paths and metrics unescaped.
 NAME_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}")
@@ -24,6 +25,7 @@ def is_name(text: str) -> bool:
     return NAME_PATTERN.fullmatch(text) is not None
 
 
+@functools.lru_cache(maxsize=1024)  # every call's routing key asks for its model's again
 def escape(text: str) -> str:
     """Make any text fit one dot-free word of a routing key, reversibly: `/` becomes `:2f`."""
     return "".join(
@@ -37,16 +39,9 @@ def unescape(word: str) -> str:
     return "".join(bytes.fromhex(p.replace(":", "")).decode() if p[:1] == ":" else p for p in parts)
 
 
-class RolloutId(NamedTuple):
+def rollout_id(run: str, task_index: int, repeat: int) -> str:
     """A task instance: run / input line / repeat, the same in every attempt and delivery."""
-
-    run: str
-    task_index: int
-    """Zero-based input line."""
-    repeat: int
-
-    def __str__(self) -> str:
-        return f"{self.run}/{self.task_index}/{self.repeat}"
+    return f"{run}/{task_index}/{repeat}"
 
 
 def journal_key(run: str, generation: str, task_index: int, repeat: int, attempt: int = 1) -> str:

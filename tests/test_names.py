@@ -46,7 +46,7 @@ def test_a_shard_is_in_range_and_always_the_same(rollout: str, shards: int) -> N
 
 
 def test_a_rollout_keeps_its_shard_in_every_version() -> None:
-    found = [names.shard_of(str(names.RolloutId("run", i, 0)), 4) for i in range(8)]
+    found = [names.shard_of(names.rollout_id("run", i, 0), 4) for i in range(8)]
     assert found == SHARDS_OF_V1
 
 

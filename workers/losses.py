@@ -37,7 +37,10 @@ class Losses:
     @property
     def count(self) -> int:
         """How many functions run on though nobody waits for them."""
-        return self._tasks + sum(each.lost for each in self._threads)
+        lost = self._tasks
+        for threads in self._threads:  # asked after every call of a function
+            lost += threads.lost
+        return lost
 
     @property
     def too_many(self) -> bool:
@@ -49,12 +52,13 @@ class Losses:
     ) -> None:
         """Look after a call. `overdue`: it took too long; `lost`: it ignored its cancellation."""
         self._tasks += lost
-        self._told = min(self._told, self.count)  # some may have returned after all
-        if overdue and self.count > self._told:
-            self._told = self.count
+        count = self.count
+        self._told = min(self._told, count)  # some may have returned after all
+        if overdue and count > self._told:
+            self._told = count
             log.error(
                 "user code never returned",
-                extra={"environment": environment, "function": function, "lost": self.count},
+                extra={"environment": environment, "function": function, "lost": count},
             )
-        if self.too_many:
+        if count >= self._limit:
             self.unhealthy.set()
