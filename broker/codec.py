@@ -11,7 +11,7 @@ else (dates, sets, enums), and it has limits.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgpack
@@ -36,6 +36,12 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
+_decoder: Final[Callable[[Any], msgspec.msgpack.Decoder[Any]]] = functools.cache(
+    msgspec.msgpack.Decoder
+)
+#: Plain data as it mostly comes. Made once: `dict | list` in a call is a new object each time.
+_CONTAINERS: Final = (dict, list)
+
 T = TypeVar("T")
 
 
@@ -44,8 +50,9 @@ def pack(value: object) -> bytes:
     try:
         if isinstance(value, msgspec.Struct):
             return _ENCODER.encode(value)
-        if isinstance(value, dict | list) or not dataclasses.is_dataclass(value):
-            return cast(bytes, msgpack.packb(value, use_bin_type=True))
+        if isinstance(value, _CONTAINERS) or not dataclasses.is_dataclass(value):
+            packed: bytes = msgpack.packb(value, use_bin_type=True)
+            return packed
         return _ENCODER.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise Undecodable(f"cannot be packed: {e}") from e
@@ -106,14 +113,12 @@ def encode(message: object, *, spare_bytes: int = 0) -> bytes:
     return body
 
 
-def kind_of(type_: type[object]) -> str:
+def _kind_of(type_: type[object]) -> str:
     """A message type's name on the wire, `modelcall.v1`."""
-    return _kind(type_.__name__)
+    return f"{type_.__name__.lower()}.v{SCHEMA_VERSION}"
 
 
-@functools.cache
-def _kind(name: str) -> str:
-    return f"{name.lower()}.v{SCHEMA_VERSION}"
+kind_of: Final[Callable[[Any], str]] = functools.cache(_kind_of)
 
 
 def decode(type_: type[T], body: bytes, kind: str | None = None) -> T:
@@ -130,26 +135,19 @@ def decode(type_: type[T], body: bytes, kind: str | None = None) -> T:
 
 def digest(*parts: bytes) -> bytes:
     """16 bytes that identify these parts in this order."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hashed.update(len(part).to_bytes(4, "big"))
-        hashed.update(part)
-    return hashed.digest()
+    pieces = [piece for part in parts for piece in (len(part).to_bytes(4, "big"), part)]
+    return hashlib.blake2b(b"".join(pieces), digest_size=16).digest()
 
 
 def read(type_: type[T], packed: bytes) -> T:
     """Unpack and validate a value that was packed with `pack`. Raises Undecodable, TooLarge."""
     try:
         if _has_no_long_array(packed):
-            return cast(T, _decoder(cast(Any, type_)).decode(packed))
+            decoded: T = _decoder(type_).decode(packed)
+            return decoded
         return msgspec.convert(_unpack(packed), type_)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise Undecodable(f"not a {type_.__name__}: {e}") from e
-
-
-@functools.cache
-def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(type_)
 
 
 @functools.cache

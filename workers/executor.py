@@ -48,6 +48,8 @@ MAX_INLINE_BYTES: Final = 256 * 1024
 _LOST_RETRY_S: Final = 0.5
 #: While another executor has a call in hand, we look this often whether it is done, or gone.
 _BUSY_RETRY_S: Final = 0.5
+#: Answers after which the journal is asked again.
+_UNSETTLED: Final = (Lost, Busy)
 #: What stopping may cost when the journal does not answer.
 _PARTING_S: Final = 1.0
 
@@ -183,7 +185,7 @@ class Executor:
         """
         while True:
             begun = await self._journal.begin(ref)
-            if not isinstance(begun, Lost | Busy) or time.time() > call.deadline:
+            if not isinstance(begun, _UNSETTLED) or time.time() > call.deadline:
                 return begun
             if isinstance(begun, Lost):
                 self._reply(call, "", "journal_lost")
