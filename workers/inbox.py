@@ -6,8 +6,8 @@ was lost is found by a sweep, `SWEEP_S` late at worst.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from broker import codec
@@ -74,16 +74,10 @@ class Inbox:
         depth = await self._broker.depth(queue_name("inbox", worker_id))
         return depth is not None and depth.consumers > 0
 
-    @contextmanager
-    def own(self, key: str, run: Run, *, stateful: bool = False) -> Generator[Owner, None, None]:
+    def own(self, key: str, run: Run, *, stateful: bool = False) -> "_Owning":
         """Make calls for a rollout that was taken, while the context is open."""
         owner = Owner(self._broker, self._journal, self.worker_id, key, run, stateful)
-        self._owners[key] = owner
-        try:
-            yield owner
-        finally:
-            if self._owners.get(key) is owner:
-                del self._owners[key]
+        return _Owning(self._owners, owner)
 
     def _hear(self, delivery: Delivery) -> None:
         delivery.ack()
@@ -127,3 +121,21 @@ class Inbox:
             await owner.sweep(reconnected=reconnected)
         except (JournalUnavailable, TimeoutError) as e:
             log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})
+
+
+class _Owning:
+    """Replies reach an owner while it is open. (A class: one is opened for every rollout.)"""
+
+    __slots__ = ("_owner", "_owners")
+
+    def __init__(self, owners: dict[str, Owner], owner: Owner) -> None:
+        self._owners = owners
+        self._owner = owner
+
+    def __enter__(self) -> Owner:
+        self._owners[self._owner.key] = self._owner
+        return self._owner
+
+    def __exit__(self, *_: object) -> None:
+        if self._owners.get(self._owner.key) is self._owner:
+            del self._owners[self._owner.key]

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from broker import codec
 from broker.messages import Failure, Sampling, Status, Usage
 from workers.threads import Threads
 
@@ -273,6 +274,12 @@ class EnvironmentSpec:
     """What `warren.load_environment` takes to load it in another process; empty where none can."""
     threads: Threads = field(default_factory=Threads, compare=False, repr=False)
     """Where its synchronous functions run; counts those that outlived their timeout."""
+    offered: bytes = field(init=False, compare=False, repr=False)
+    """Packed list of its tools' definitions, made once; empty without tools."""
+
+    def __post_init__(self) -> None:
+        tools = [tool.definition() for tool in self.tools.values()]
+        object.__setattr__(self, "offered", codec.pack(tools) if tools else b"")
 
 
 __all__ = [

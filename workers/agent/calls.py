@@ -45,12 +45,12 @@ class CallMaker:
         spec: EnvironmentSpec,
         *,
         row: bytes,
-        tools: Sequence[Item],
+        tools: bytes,
         options: Mapping[str, Any],
     ) -> None:
         self.attempt = owner.run.attempt
         self.began_at = owner.run.first_taken_at
-        self.tools = codec.pack(list(tools)) if tools else b""
+        self.tools = tools
         self.session = b""
         """Packed address of the sticky session, once `setup` has made one."""
         self.session_gone = False
@@ -67,12 +67,15 @@ class CallMaker:
         self._task = task
         self._spec = spec
         self._row = row
-        self._options = dict(options)
+        self._options = options
+        self._packed_options = codec.pack(options)
         self._waits = task.limits.waits
         self._lane = call_lane(task)
         self._fields = {"run": task.run, "environment": task.environment, "lane": self._lane}
         self._records: dict[str, CallRecord | None] = {}
         self._ends: dict[bytes, str] = {}
+        self._continuing: set[str] = set()
+        """Paths whose server goes on from their tokens."""
         self._main_length = 0
         self._steps = 0
         self._tokens = 0
@@ -103,7 +106,12 @@ class CallMaker:
         policy = model is None or model == self._task.model
         name = self._task.model if model is None else model
         offered = self.tools if tools is None and policy else codec.pack(list(tools or ()))
-        packed_options = codec.pack({**(self._options if policy else {}), **options})
+        packed_options = self._packed_options
+        if options or not policy:
+            packed_options = codec.pack({**(self._options if policy else {}), **options})
+        given = len(conversation)
+        shared = self._shared(conversation, given)
+        parent = self._ends[conversation.digests[shared]] if shared else None
         ask = Ask(
             path=path,
             request_hash=codec.digest(
@@ -118,7 +126,7 @@ class CallMaker:
                 tools=offered,
                 options=packed_options,
                 sticky=self._task.rollout_id,
-                **self._known(conversation, name),
+                **self._known(parent, shared, name),
             ),
             fields=self._fields,
             timeout_s=self._timeout_s(),
@@ -129,11 +137,19 @@ class CallMaker:
         )
         self._records[path] = None
         started_at = time.time()
-        given = len(conversation)
         packed = await self._owner.call(ask)
         result = codec.read(ModelResult, packed)
-        self._records[path] = self._model_record(
-            path, conversation, given, name, packed_options, packed, started_at
+        self._records[path] = CallRecord(
+            path=path,
+            kind="model",
+            parent=parent,
+            shared_items=shared,
+            new_items=tuple(conversation.packed[shared:given]),
+            name=name,
+            request=packed_options,
+            result=packed,
+            started_at=started_at,
+            finished_at=time.time(),
         )
         self._tokens += result.usage.prompt_tokens + result.usage.generated_tokens
         items: list[Item] = codec.unpack(result.items) if result.items else []
@@ -141,18 +157,16 @@ class CallMaker:
         self._note_end(path, conversation, result, policy)
         return result, items
 
-    def _known(self, conversation: Conversation, model: str) -> dict[str, Any]:
+    def _known(self, parent: str | None, shared: int, model: str) -> dict[str, Any]:
         """The tokens of the longest beginning that the same model has seen, as its engine said.
 
         Only for a server that goes on from them: they are most of what a call would weigh.
         """
-        shared = self._shared(conversation, len(conversation))
-        record = self._records.get(self._ends[conversation.digests[shared]]) if shared else None
+        record = self._records[parent] if parent in self._continuing else None
         if record is None or record.name != model:
             return {}
-        result = codec.read(ModelResult, record.result)
-        tokens = result.tokens
-        if tokens is None or not result.continues:
+        tokens = codec.read(ModelResult, record.result).tokens
+        if tokens is None:
             return {}
         return {"known_ids": tokens.prompt_ids + tokens.generated_ids, "known_items": shared}
 
@@ -160,34 +174,12 @@ class CallMaker:
         """How many of the first `given` items an earlier call's conversation ends with."""
         return next((n for n in range(given, 0, -1) if conversation.digests[n] in self._ends), 0)
 
-    def _model_record(
-        self,
-        path: str,
-        conversation: Conversation,
-        given: int,
-        name: str,
-        options: bytes,
-        result: bytes,
-        started_at: float,
-    ) -> CallRecord:
-        shared = self._shared(conversation, given)
-        return CallRecord(
-            path=path,
-            kind="model",
-            parent=self._ends[conversation.digests[shared]] if shared else None,
-            shared_items=shared,
-            new_items=tuple(conversation.packed[shared:given]),
-            name=name,
-            request=options,
-            result=result,
-            started_at=started_at,
-            finished_at=time.time(),
-        )
-
     def _note_end(
         self, path: str, conversation: Conversation, result: ModelResult, policy: bool
     ) -> None:
         self._ends[conversation.digests[-1]] = path
+        if result.continues:
+            self._continuing.add(path)
         if policy and "." not in path:
             self.main, self.main_conversation = path, conversation
             self._main_length = len(conversation)

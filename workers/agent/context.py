@@ -10,11 +10,12 @@ import functools
 import json
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from broker.messages import Failure, ToolResult, Usage
+from broker.trajectory import read_items
 from workers.agent.calls import CallMaker
 from workers.agent.conversation import Conversation
 from workers.limited import without_exit
@@ -83,8 +84,13 @@ class AgentTask:
     """The dataset's row, every key of it."""
     prompt: Sequence[Item]
     """System prompt, examples and the task's items: what the default agent starts from."""
-    tools: Sequence[Item] = field(default_factory=list)
-    """Tool definitions offered to the policy model."""
+    offered: bytes = b""
+    """Packed list of the tool definitions offered to the policy model."""
+
+    @property
+    def tools(self) -> Sequence[Item]:
+        """Tool definitions offered to the policy model."""
+        return read_items(self.offered)
 
 
 class Context:
@@ -142,18 +148,16 @@ class Context:
 
     async def run_tools(self, reply: ModelReply) -> list[ToolReply]:
         """Run the tool calls of a reply at once (one by one where the environment has state)."""
+        calls = reply.tool_calls
+        if len(calls) == 1:  # mostly: it needs no task of its own
+            return [await self._run(calls[0])]
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    self.tool(
-                        str(call.get("name", "")),
-                        _arguments(call),
-                        call_id=str(call.get("call_id", "")) or None,
-                    )
-                )
-                for call in reply.tool_calls
-            ]
+            tasks = [group.create_task(self._run(call)) for call in calls]
         return [task.result() for task in tasks]
+
+    def _run(self, call: Item) -> Coroutine[Any, Any, ToolReply]:
+        call_id = str(call.get("call_id", "")) or None
+        return self.tool(str(call.get("name", "")), _arguments(call), call_id=call_id)
 
     async def gather(self, *branches: Callable[["Context"], Awaitable[T]]) -> list[T]:
         """Run branches concurrently, each with a context of its own; results in their order."""

@@ -59,18 +59,17 @@ def prompt_items(spec: EnvironmentSpec, task: Task, row: Mapping[str, Any]) -> l
     return [*head, *examples, *items]
 
 
-def offered_tools(spec: EnvironmentSpec, row: Mapping[str, Any]) -> list[Item]:
-    """The environment's tools, and those that only the row names, as the row has them.
+def offered_tools(spec: EnvironmentSpec, row: Mapping[str, Any]) -> bytes:
+    """The environment's tools, and those that only the row names, as the row has them; packed.
 
     A row's definition of a tool that the environment has is left out: the code's is the true one.
     """
     given = params_of(row).get("tools")
-    foreign = [
-        tool
-        for tool in (given if isinstance(given, list) else [])
-        if isinstance(tool, dict) and tool.get("name") not in spec.tools
-    ]
-    return [*(tool.definition() for tool in spec.tools.values()), *foreign]
+    if not isinstance(given, list):
+        return spec.offered
+    foreign = [t for t in given if isinstance(t, dict) and t.get("name") not in spec.tools]
+    offered = [*(tool.definition() for tool in spec.tools.values()), *foreign]
+    return codec.pack(offered) if offered else b""
 
 
 def model_options(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,12 +74,12 @@ async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Wa
     except msgspec.DecodeError as e:
         return failed_trajectory(owner, task, Failure(kind="agent", message=f"bad row: {e}"))
     started_at = time.time()
-    tools = offered_tools(spec, row)
+    offered = offered_tools(spec, row)
     prompt = prompt_items(spec, task, row)
     calls = CallMaker(
-        owner, task, spec, row=task.row, tools=tools, options=model_options(task, row)
+        owner, task, spec, row=task.row, tools=offered, options=model_options(task, row)
     )
-    ctx = Context(calls, AgentTask(task.rollout_id, row, prompt, tools))
+    ctx = Context(calls, AgentTask(task.rollout_id, row, prompt, offered))
     end = await _settled(_agent(calls, ctx, spec), calls, task, watch)
     if calls.session_gone:
         raise SessionGone(f"the session of {task.rollout_id} has gone")

@@ -7,8 +7,6 @@ neither starves an interactive run nor is starved by it.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from broker.topology import Lane
@@ -30,16 +28,8 @@ class Slots:
         }
         self._turn = 0
 
-    @asynccontextmanager
-    async def slot(self, lane: Lane) -> AsyncGenerator[None, None]:
-        """Hold a slot while the context is open."""
-        await self._acquire(lane)
-        try:
-            yield
-        finally:
-            self._release()
-
-    async def _acquire(self, lane: Lane) -> None:
+    async def acquire(self, lane: Lane) -> None:
+        """Wait for a slot, and hold it until `release`."""
         if self.used < self.total:
             self.used += 1
             return
@@ -49,10 +39,11 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release()  # the slot came together with the cancellation
+                self.release()  # the slot came together with the cancellation
             raise
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let the next one have the slot."""
         turn = self._next()
         if turn is None:
             self.used -= 1

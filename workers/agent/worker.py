@@ -69,7 +69,8 @@ class _Running:
 
     task: Task
     delivery: Delivery
-    done: "asyncio.Future[Outcome]"
+    done: "asyncio.Future[Outcome] | None" = None
+    """Where a second delivery waits for its end."""
     watch: Watch = field(default_factory=Watch)
     held_since: float = field(default_factory=time.monotonic)
     copies_due: int = 0
@@ -149,22 +150,27 @@ class AgentWorker:
             return Ack()
         running.delivery = delivery
         running.held_since = time.monotonic()
+        if running.done is None:
+            running.done = asyncio.get_running_loop().create_future()
         return await asyncio.shield(running.done)
 
     async def _hold(self, task: Task, spec: EnvironmentSpec, delivery: Delivery) -> Outcome:
         key = task.journal_key
-        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        running = self._running[key] = _Running(task, delivery, done)
+        running = self._running[key] = _Running(task, delivery)
         outcome: Outcome = GiveBack()
         try:
-            async with self._slots.slot(task.lane):
+            await self._slots.acquire(task.lane)
+            try:
                 outcome = await self._run(task, spec, running)
+            finally:
+                self._slots.release()
             return outcome
         finally:
             del self._running[key]
             if running.copies_due and isinstance(outcome, Ack):
                 self._late_copies[key] = running.copies_due
-            done.set_result(outcome)
+            if running.done is not None:
+                running.done.set_result(outcome)
 
     def _forget_copy(self, key: str) -> None:
         self._late_copies[key] -= 1
