@@ -222,6 +222,19 @@ async def test_what_sqlite_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     await journal.close()
 
 
+async def test_a_call_that_finished_ends_idle_takes_for_later_processes_too(tmp_path: Path) -> None:
+    path, key = tmp_path / "journal.sqlite", new_key()
+    seen = []
+    for finishes in (False, False, True, False, False):
+        journal = await SqliteJournal.open(path)
+        run = await taken(journal, key)
+        seen.append(run.idle_takes)
+        if finishes:
+            await journal.finish(call(run, key), b"result")
+        await journal.close()
+    assert seen == [1, 2, 3, 1, 2]
+
+
 async def test_a_file_that_is_no_journal_is_said(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"not a database at all" * 100)

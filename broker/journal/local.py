@@ -5,8 +5,8 @@ Leases live in the process's memory: owners of a dead process are dead.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar, TypeVarTuple
 
 from broker.journal.base import (
     LEASE_S,
@@ -21,8 +21,8 @@ from broker.journal.base import (
 )
 from broker.journal.rules import Rules, Table
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class LocalJournal(ABC):
@@ -34,7 +34,7 @@ class LocalJournal(ABC):
         self._rules = Rules(table, self._alive)
 
     @abstractmethod
-    async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _do(self, operation: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:
         """Run one operation atomically; return when it is durable as this journal means it."""
 
     def _alive(self, inbox: str) -> bool:

@@ -3,15 +3,15 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
 from broker.journal.local import LocalJournal
 from broker.journal.record import TOMBSTONE, VERIFY, Entry, Head
 from broker.journal.totals import add_totals, bitmap
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: What has not changed for this long is forgotten.
 KEEP_S: Final = 7 * 86400.0
@@ -33,6 +33,9 @@ class MemoryTable:
         self._heads[key] = head
         self._changed.pop(key, None)  # to the end: the order is that of changes
         self._changed[key] = time.monotonic()
+
+    def progress(self, key: str, head: Head) -> None:
+        self.put(key, head)
 
     def state(self, key: str) -> bytes:
         return self._states.get(key, b"")
@@ -95,9 +98,9 @@ class MemoryJournal(LocalJournal):
         self._keep_s = keep_s
         super().__init__(self.table, lease_s=lease_s)
 
-    async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _do(self, operation: Callable[[*Ts], T], *args: *Ts) -> T:
         self.table.expire(self._keep_s)
-        return operation(*args, **kwargs)
+        return operation(*args)
 
     async def close(self) -> None:
         """Nothing to let go of."""

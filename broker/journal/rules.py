@@ -39,6 +39,12 @@ class Table(Protocol):
 
     def head(self, key: str) -> Head | None: ...
     def put(self, key: str, head: Head) -> None: ...
+
+    def progress(self, key: str, head: Head) -> None:
+        """Put a head of which only `stored` grew, by a call that is put too, which ends its
+        idle takes: how many calls are stored, the calls themselves say."""
+        ...
+
     def state(self, key: str) -> bytes: ...
     def put_state(self, key: str, state: bytes) -> None: ...
     def entry(self, key: str, path: str) -> Entry | None: ...
@@ -142,10 +148,12 @@ class Rules:
         starts = 0 if entry is None else entry.starts
         done = Entry(call.request_hash, "", starts, result)
         self._table.put_entry(call.rollout, call.path, done)
-        if state is not None:
+        head = replace(head, stored=head.stored + 1, idle_takes=0)
+        if state is None:
+            self._table.progress(call.rollout, head)
+        else:
             self._table.put_state(call.rollout, state)
-            head = replace(head, state_version=state_version + 1)
-        self._table.put(call.rollout, replace(head, stored=head.stored + 1, idle_takes=0))
+            self._table.put(call.rollout, replace(head, state_version=state_version + 1))
         return Finished(result, True, head.inbox)
 
     def look(self, key: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:

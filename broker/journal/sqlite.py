@@ -14,10 +14,9 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from broker.errors import JournalUnavailable, Unreachable
 from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
@@ -33,8 +32,8 @@ from broker.journal.totals import (
 )
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: What has not changed for this long is forgotten, looked after this often.
 KEEP_S: Final = 7 * 86400.0
@@ -62,7 +61,7 @@ _REGISTER: Final = (
 )
 
 
-_Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+_Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]
 
 
 class Database:
@@ -70,16 +69,19 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.db = _connect(path)
+        self._execute = self.db.cursor().execute
         self._pending: list[_Job] = []
         self.doubtful: Callable[[], None] = lambda: None
         """Called when what was read earlier may no longer be so: a rollback, another writer."""
+        self.write: Callable[[], None] = lambda: None
+        """Called before each commit: what was only noted down so far belongs to it."""
         self._data_version = 0
         self._busy_since: float | None = None
         self._checkpointed = 0
         self._checkpoint: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def do(self, operation: Callable[[], T]) -> T:
+    def do(self, operation: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """Run it in the next transaction. A cancelled caller's operation still happens."""
         if self._closed:
             raise JournalUnavailable("the journal is closed")
@@ -87,14 +89,14 @@ class Database:
         future: asyncio.Future[T] = loop.create_future()
         if not self._pending and self._checkpoint is None:
             loop.call_soon(self._flush)
-        self._pending.append((operation, future))
-        return await future
+        self._pending.append((operation, args, future))
+        return future
 
     def _flush(self) -> None:
         """Commit what waits; later, where another process is writing."""
         loop = asyncio.get_running_loop()
         try:
-            self.db.execute("BEGIN IMMEDIATE")
+            self._execute("BEGIN IMMEDIATE")
         except sqlite3.Error as e:
             since = self._busy_since = self._busy_since or loop.time()
             if e.sqlite_errorcode == sqlite3.SQLITE_BUSY and loop.time() - since < _BUSY_S:
@@ -102,32 +104,32 @@ class Database:
                 return
         self._busy_since = None
         jobs, self._pending = self._pending, []
-        outcomes = self._commit([operation for operation, _ in jobs])
-        _settle([future for _, future in jobs], outcomes)
+        _settle(jobs, self._commit(jobs))
         if self.db.total_changes - self._checkpointed > _CHECKPOINT_ROWS and not self._closed:
             self._checkpointed = self.db.total_changes
             self._checkpoint = loop.create_task(self._copy_log())
 
-    def _commit(self, operations: Sequence[Callable[[], Any]]) -> list[Any]:
+    def _commit(self, jobs: Sequence[_Job]) -> list[Any]:
         """What each returned, or the exception that it raised."""
         try:
             if not self.db.in_transaction:
-                self.db.execute("BEGIN IMMEDIATE")
+                self._execute("BEGIN IMMEDIATE")
             self._look_for_others()
-            results = [operation() for operation in operations]
-            self.db.execute("COMMIT")
+            results = [operation(*args) for operation, args, _ in jobs]
+            self.write()
+            self._execute("COMMIT")
         except Exception as e:
             with contextlib.suppress(sqlite3.Error):
-                self.db.execute("ROLLBACK")
+                self._execute("ROLLBACK")
             self.doubtful()
-            if len(operations) > 1:  # only the one that fails shall fail
-                return [result for one in operations for result in self._commit([one])]
+            if len(jobs) > 1:  # only the one that fails shall fail
+                return [result for one in jobs for result in self._commit([one])]
             return [_translated(e)]
         return results
 
     def _look_for_others(self) -> None:
         """Whether another connection has written since we last did."""
-        (version,) = self.db.execute("PRAGMA data_version").fetchone()
+        (version,) = self._execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             self._data_version = version
             self.doubtful()
@@ -152,12 +154,12 @@ class Database:
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
         while self._pending:
-            await asyncio.wait([self._pending[-1][1]])
+            await asyncio.wait([self._pending[-1][-1]])
         await asyncio.to_thread(self.db.close)
 
 
-def _settle(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
-    for future, outcome in zip(futures, outcomes, strict=True):
+def _settle(jobs: Sequence[_Job], outcomes: Sequence[Any]) -> None:
+    for (_, _, future), outcome in zip(jobs, outcomes, strict=True):
         if future.done():
             continue
         if isinstance(outcome, Exception):
@@ -198,6 +200,7 @@ class SqliteJournal(LocalJournal):
         self.database = database
         self._table = SqliteTable(database.db)
         database.doubtful = self._table.forget
+        database.write = self._table.write
         self._keep_s = keep_s
         self._expire_at = 0.0
         super().__init__(self._table, lease_s=lease_s)
@@ -215,11 +218,15 @@ class SqliteJournal(LocalJournal):
         await database.do(lambda: database.db.execute(_VOID_CLAIMS))
         return cls(database, lease_s=lease_s, keep_s=keep_s)
 
-    async def _do(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _do(self, operation: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:
         if time.monotonic() >= self._expire_at:
-            self._expire_at = time.monotonic() + min(_EXPIRE_EVERY_S, self._keep_s)
-            await self.database.do(partial(self._table.expire, self._keep_s))
-        return await self.database.do(partial(operation, *args, **kwargs))
+            return self._expire_then(operation, *args)
+        return self.database.do(operation, *args)
+
+    async def _expire_then(self, operation: Callable[[*Ts], T], *args: *Ts) -> T:
+        self._expire_at = time.monotonic() + min(_EXPIRE_EVERY_S, self._keep_s)
+        await self.database.do(self._table.expire, self._keep_s)
+        return await self.database.do(operation, *args)
 
     async def close(self) -> None:
         """Commit what was asked for, then let go of the file."""
@@ -272,7 +279,7 @@ class SqliteRuns:
         return await self._database.do(lambda: bitmap(i for (i,) in self._db.execute(sql, rows)))
 
     async def progress(self, run: str) -> RunProgress | None:
-        return await self._database.do(partial(self._progress, run))
+        return await self._database.do(self._progress, run)
 
     def _progress(self, run: str) -> RunProgress | None:
         row = self._db.execute("SELECT info, cancelled FROM runs WHERE run = ?", (run,)).fetchone()
