@@ -38,16 +38,13 @@ class Allowance:
         self._model = model
         self._requests_per_minute = requests_per_minute
         self._tokens_per_minute = tokens_per_minute
+        self.limited = requests_per_minute is not None or tokens_per_minute is not None
+        """Whether there is any limit."""
         self._guess = _FIRST_GUESS
         self._requests_owed = 0.0
         """Taken by calls that were given up; negative."""
         self._tokens_owed = 0.0
         """Used beyond what was guessed; negative where it was less."""
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is any limit."""
-        return self._requests_per_minute is not None or self._tokens_per_minute is not None
 
     async def admit(self) -> float:
         """Wait for one request's worth; how many tokens were guessed for it.

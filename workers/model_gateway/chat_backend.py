@@ -35,7 +35,7 @@ class ChatBackend:
         except UNSENDABLE as e:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
-        async with self._server.within(request.timeout_s):
+        with self._server.within(request.timeout_s):
             answer = await self._server.post(f"{self._server.base}/chat/completions", packed)
         seconds = time.monotonic() - started
         return chat_result(json_object(answer), request, self._config.price, seconds)

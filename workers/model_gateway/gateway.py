@@ -16,6 +16,7 @@ import msgspec
 
 from broker import codec
 from broker.base import Delivery
+from broker.deadlines import Deadlines
 from broker.errors import Undecodable
 from broker.journal.base import Go
 from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
@@ -66,6 +67,7 @@ class ModelGateway:
         self._prefetch = prefetch
         self._spending = spending or Spending(MemoryShared())
         self._chance = chance or random.Random()
+        self._deadlines = Deadlines()
 
     def sources(self) -> list[Source]:
         """What to consume: each model's queue in every lane, within `prefetch` calls each."""
@@ -106,7 +108,7 @@ class ModelGateway:
         while True:
             left_s = call.deadline - time.time()
             try:
-                async with asyncio.timeout(left_s):
+                with self._deadlines.within(left_s):
                     result = await backend.generate(_with_timeout(request, config, left_s))
                 self._spending.add(call, result.usage)
                 return _done(result, tries + 1)

@@ -65,6 +65,8 @@ class EndpointPool:
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once, at the rollout's endpoint or its stand-in. Raises BackendErrors, AllDown."""
+        if not self._allowance.limited:
+            return await self._ask(request)
         guessed, usage = await self._allowance.admit(), None
         try:
             result = await self._ask(request)
@@ -104,11 +106,16 @@ class EndpointPool:
         ranked = self._ranked(request.rollout)
         while True:
             endpoint = self._now(ranked) or await self._usable(ranked)
-            async with endpoint.slots.take(request.lane, request.run):
+            if not endpoint.slots.taken():
+                await endpoint.slots.wait(request.lane, request.run)
+            try:
                 # it may have gone down while we waited for the slot
                 if endpoint.usable and not self._paused:
-                    with contextlib.suppress(StaleWeights):
-                        return await endpoint.ask(request, self._wake)
+                    return await endpoint.ask(request, self._wake)
+            except StaleWeights:
+                pass  # the next one's turn
+            finally:
+                endpoint.slots.release()
 
     def _ranked(self, rollout: str) -> Sequence[Endpoint]:
         if len(self.endpoints) == 1:
@@ -137,10 +144,11 @@ class EndpointPool:
 
 def choose(ranked: Sequence[Endpoint]) -> Endpoint | None:
     """The first usable endpoint; a less loaded one while that is full; None when all are down."""
-    usable = [e for e in ranked if e.usable]
-    if not usable:
-        return None
-    first = usable[0]
-    if first.slots.saturated:
-        return next((e for e in usable[1:] if e.slots.held < e.slots.limit * _ROOM), first)
+    first = None
+    for endpoint in ranked:
+        if endpoint.usable:
+            slots = endpoint.slots
+            if slots.held < (slots.limit if first is None else slots.limit * _ROOM):
+                return endpoint
+            first = first or endpoint
     return first

@@ -31,7 +31,8 @@ class RecognisedBackend:
 
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask once (backend.Backend)."""
-        return await (await self._backend()).generate(request)
+        chosen = await self._backend() if self._chosen is None else self._chosen
+        return await chosen.generate(request)
 
     async def alive(self, timeout_s: float) -> bool:
         """Whether anybody answers there (endpoint.Probed)."""
@@ -59,8 +60,6 @@ class RecognisedBackend:
             await self._chosen.close()
 
     async def _backend(self) -> Probed:
-        if self._chosen is not None:
-            return self._chosen
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._recognise())
             self._asking.add_done_callback(_seen)

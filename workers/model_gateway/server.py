@@ -4,12 +4,12 @@ Errors are the gateway's, secrets are masked in them, answers are bounded. It go
 proxies that the environment names are for the `openai` SDK.
 """
 
-import asyncio
 import re
 from types import TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
+from broker.deadlines import Deadline, Deadlines
 from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import Retryable
 from workers.model_gateway.config import ModelConfig
@@ -27,6 +27,7 @@ class ModelServer:
     def __init__(self, config: ModelConfig, base_url: str, inside: Asks | None = None) -> None:
         """`inside`: the server is in this process."""
         self._secrets = config.secrets
+        self._deadlines = Deadlines()
         self._http = inside or HttpClient(base_url, config.api_key)
         self.base = urlsplit(base_url).path.rstrip("/")
         self.root = self.base.removesuffix("/v1")
@@ -46,7 +47,7 @@ class ModelServer:
 
     async def owners(self, timeout_s: float) -> set[str]:
         """Who owns the models listed there; empty where none are. Raises BackendErrors."""
-        async with self.within(timeout_s):
+        with self.within(timeout_s):
             answer = await self._http.request("GET", f"{self.base}/models")
         if answer.status in {400, 404}:  # there, but lists no models
             return set()
@@ -54,7 +55,7 @@ class ModelServer:
 
     def within(self, timeout_s: float) -> "Within":
         """Cuts off what is asked inside; its time and connection errors are Retryable."""
-        return Within(self, timeout_s)
+        return Within(self, self._deadlines.within(timeout_s), timeout_s)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -79,24 +80,24 @@ def owners_in(listed: str) -> set[str]:
 class Within:
     """`ModelServer.within`; a class, since a generator costs three times as much per call."""
 
-    __slots__ = ("_server", "_timeout", "_timeout_s")
+    __slots__ = ("_deadline", "_server", "_timeout_s")
 
-    def __init__(self, server: ModelServer, timeout_s: float) -> None:
+    def __init__(self, server: ModelServer, deadline: Deadline, timeout_s: float) -> None:
         self._server = server
+        self._deadline = deadline
         self._timeout_s = timeout_s
-        self._timeout = asyncio.timeout(timeout_s)
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    def __enter__(self) -> None:
+        self._deadline.__enter__()
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
         try:
-            await self._timeout.__aexit__(kind, error, at)
+            self._deadline.__exit__(kind, error, at)
         except TimeoutError:
             raise Retryable(f"no answer within {self._timeout_s:g} s") from None
         if isinstance(error, ConnectionError):

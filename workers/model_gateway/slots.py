@@ -56,23 +56,15 @@ class Slots:
         """How many wait for one."""
         return self._waiting
 
-    @property
-    def saturated(self) -> bool:
-        """Whether the next one would have to wait."""
-        return self._held >= self._limit
+    def taken(self) -> bool:
+        """Whether a slot was free and is now the caller's, who must `release` it; else `wait`."""
+        if self._held >= self._limit or self._waiting:
+            return False
+        self._held += 1
+        return True
 
-    def take(self, lane: Lane, run: str) -> "Slot":
-        """Hold a slot for the length of the context."""
-        return Slot(self, lane, run)
-
-    async def acquire(self, lane: Lane, run: str) -> None:
+    async def wait(self, lane: Lane, run: str) -> None:
         """Wait for a slot; whoever got one must `release` it."""
-        if self.saturated or self._waiting:
-            await self._wait(lane, run)
-        else:
-            self._held += 1
-
-    async def _wait(self, lane: Lane, run: str) -> None:
         waiter: Waiter = asyncio.get_running_loop().create_future()
         flow = self._flows.get((lane, run))
         if flow is None:
@@ -91,7 +83,8 @@ class Slots:
     def release(self) -> None:
         """Give a slot back, to whoever is next."""
         self._held -= 1
-        self._hand_out()
+        if self._waiting:
+            self._hand_out()
 
     def _hand_out(self) -> None:
         while self._waiting and self._held < self._limit:
@@ -106,20 +99,3 @@ class Slots:
                 waiter.set_result(None)
             if not flow.waiters:
                 del self._flows[key]
-
-
-class Slot:
-    """`Slots.take`; a class, since a generator costs three times as much per call."""
-
-    __slots__ = ("_lane", "_run", "_slots")
-
-    def __init__(self, slots: Slots, lane: Lane, run: str) -> None:
-        self._slots = slots
-        self._lane: Lane = lane
-        self._run = run
-
-    async def __aenter__(self) -> None:
-        await self._slots.acquire(self._lane, self._run)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._slots.release()

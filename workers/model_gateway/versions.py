@@ -39,7 +39,9 @@ class VersionReader:
     async def known(self) -> int | None:
         """The version at most a second ago, None where there is none. Raises what reading does."""
         fresh_s = _FRESH_S if self._version is not None else _NONE_S
-        await self._read_since(max(time.monotonic() - fresh_s, self._changed_at))
+        moment = max(time.monotonic() - fresh_s, self._changed_at)
+        if self._began_at < moment:
+            await self._read_since(moment)
         return self._version
 
     def changed(self) -> None:

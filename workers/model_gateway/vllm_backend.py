@@ -102,7 +102,7 @@ class VllmBackend:
         except UNSENDABLE as e:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
-        async with self._server.within(request.timeout_s):
+        with self._server.within(request.timeout_s):
             answer, versions = await self._ask(request, body, packed)
         seconds = time.monotonic() - started
         return self._result(answer, request, versions, seconds)
@@ -115,11 +115,13 @@ class VllmBackend:
         if self._wanted is not None and (before is None or before < self._wanted):
             has = "those of its start" if before is None else f"version {before}"
             raise StaleWeights(f"it has {has}, not version {self._wanted} of the weights")
-        continued = await self._tokens.generate(request, body)
+        continued = None
+        if request.known_ids:
+            continued = await self._tokens.generate(request, body)
         if continued is None:
             path = f"{self._server.base}/chat/completions"
             answer = self._read(await self._server.post(path, packed))
-            return answer, await self._versions.span(before)
+            return answer, None if before is None else await self._versions.span(before)
         answer = self._read_continued(continued)
         return answer, continued.versions or await self._versions.span(before)
 
@@ -130,7 +132,7 @@ class VllmBackend:
     async def alive(self, timeout_s: float) -> bool:
         """Whether the engine says it is healthy (endpoint.Probed)."""
         try:
-            async with self._server.within(timeout_s):
+            with self._server.within(timeout_s):
                 await self._server.get(f"{self._server.root}/health")
         except Retryable:
             return False
@@ -140,7 +142,7 @@ class VllmBackend:
 
     async def metrics(self) -> str:
         """The engine's own, as Prometheus reads them. Raises BackendErrors, UnicodeDecodeError."""
-        async with self._server.within(_LOAD_TIMEOUT_S):
+        with self._server.within(_LOAD_TIMEOUT_S):
             return (await self._server.get(f"{self._server.root}/metrics")).decode()
 
     async def load(self) -> EngineLoad | None:
