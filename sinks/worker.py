@@ -78,7 +78,14 @@ class _Batch:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self.size_bytes = 0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting: list[asyncio.Future[None]] = []
+        """One per result: a cancelled delivery is given back, its neighbours go on."""
+
+    def is_durable(self) -> None:
+        """Let every delivery be acknowledged."""
+        for each in self.waiting:
+            if not each.done():
+                each.set_result(None)
 
 
 class _Writer:
@@ -109,8 +116,9 @@ class _Writer:
         self._arrived.set()
         if len(batch.results) >= limits.rows or batch.size_bytes >= limits.size_bytes:
             self._enough.set()
-        # shielded: a cancelled delivery is given back, its neighbours in the batch go on
-        await asyncio.shield(batch.done)
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        batch.waiting.append(durable)
+        await durable
 
     async def run(self) -> None:
         """Mark what is there, then commit batches for ever. Raises OutputFull, OutputBroken."""
@@ -128,7 +136,7 @@ class _Writer:
             await self._commit(batch.results)
             self._busy = False
             self._rest_until = time.monotonic() + self._sink.batching.linger_s
-            batch.done.set_result(None)
+            batch.is_durable()
             await self._sink.in_thread(self.output.tidy)
 
     async def _commit(self, results: Sequence[Result]) -> None:
@@ -320,7 +328,8 @@ class _Serving:
         opening = self._writers.get(place)
         if opening is None:
             opening = self._writers[place] = self._group.create_task(self._open(place))
-        await asyncio.wait([opening])
+        if not opening.done():
+            await asyncio.wait([opening])
         if opening.cancelled() or opening.exception() is not None:
             await asyncio.Future()  # the group is ending; this delivery must not be called dead
         return opening.result()
