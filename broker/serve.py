@@ -84,32 +84,67 @@ async def serve(
     Raises BrokerError when the broker is gone for good: crash, and let a supervisor restart us.
     """
     await broker.declare([source.queue for source in sources])
+    settling = _Settling(broker)
     async with asyncio.TaskGroup() as group:
-        running: set[asyncio.Task[None]] = set()
-
-        def start(source: Source, delivery: Delivery) -> None:
-            task = group.create_task(settle(broker, source, delivery))
-            running.add(task)
-            task.add_done_callback(running.discard)
-
+        group.create_task(settling.fail())
+        group.create_task(settling.keep())
         async with AsyncExitStack() as consuming:
             for source in sources:
                 await consuming.enter_async_context(
-                    broker.consume(source.queue.name, source.prefetch, _starter(start, source))
+                    broker.consume(source.queue.name, source.prefetch, settling.starter(source))
                 )
             if serving is not None:
                 serving.set()
             await stop.wait()
-        if running:
-            await asyncio.wait(running, timeout=grace_s)
-        for task in running:
-            task.cancel()
+        if settling.running:
+            await asyncio.wait(settling.running, timeout=grace_s)
+        settling.over.set_result(None)
 
 
-def _starter(
-    start: Callable[[Source, Delivery], None], source: Source
-) -> Callable[[Delivery], None]:
-    return lambda delivery: start(source, delivery)
+class _Settling:
+    """The deliveries in hand, each settled in a task of its own; none outlives `keep`.
+
+    Does what a TaskGroup does, where tasks are many and short, at half its cost.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self._broker = broker
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        self.over: asyncio.Future[None] = self._loop.create_future()
+
+    async def keep(self) -> None:
+        """Until it is over, or cancelled; when this returns none runs any more."""
+        try:
+            await self.over
+        finally:
+            while self.running:  # what comes meanwhile too
+                for task in self.running:
+                    task.cancel()
+                await asyncio.wait(self.running)
+            if not self._failed.done():
+                self._failed.set_result(None)
+
+    async def fail(self) -> None:
+        """Raise what the first one raises; return after `keep`."""
+        await self._failed
+
+    def starter(self, source: Source) -> Callable[[Delivery], None]:
+        """Begins to settle what comes from this source."""
+
+        def start(delivery: Delivery) -> None:
+            task = self._loop.create_task(settle(self._broker, source, delivery))
+            self.running.add(task)
+            task.add_done_callback(self._ended)
+
+        return start
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None or self._failed.done():
+            return
+        self._failed.set_exception(error)
 
 
 async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:

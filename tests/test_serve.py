@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker.base import Delivery, Outgoing, QueueDepth
-from broker.errors import JournalUnavailable, Undecodable
+from broker.errors import BrokerLost, JournalUnavailable, Undecodable
 from broker.memory import MemoryBroker
 from broker.serve import (
     FAILURES_HEADER,
@@ -128,6 +128,38 @@ def test_while_the_journal_is_away_a_message_goes_back_and_is_never_called_dead(
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(scenario())
+
+
+async def test_serving_that_is_stopped_before_it_begins_ends_at_once() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(5.0):
+        await serve(MemoryBroker(), [], stop=stop)
+
+
+async def test_a_broker_that_is_gone_ends_the_serving_and_gives_back_all_that_is_in_hand() -> None:
+    broker = MemoryBroker()
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> Outcome:
+        if begun.is_set():
+            raise BrokerLost("gone")
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    await broker.declare([QUEUE])
+    await broker.publish(CALL)
+    await broker.publish(CALL)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.timeout(5.0):
+            await serve(broker, [Source(QUEUE, 2, handle, "tool")], stop=asyncio.Event())
+    assert isinstance(raised.value.exceptions[0], BrokerLost)
+    assert ended.is_set()
+    assert await broker.depth(QUEUE.name) == QueueDepth(ready=2, consumers=0)
 
 
 async def test_what_is_not_done_at_the_end_of_the_grace_is_given_back_at_once() -> None:

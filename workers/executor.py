@@ -79,7 +79,8 @@ class Executor:
     def __init__(self, broker: Broker, journal: Journal) -> None:
         self._broker = broker
         self._journal = journal
-        self._running: dict[tuple[str, str, str], asyncio.Future[Outcome]] = {}
+        self._running: dict[tuple[str, str, str], asyncio.Future[None] | None] = {}
+        """With what a second copy waits for, once there is one."""
         self._lease = ""
         self._parting: asyncio.Task[None] | None = None
 
@@ -133,17 +134,16 @@ class Executor:
         `work` turns every failure of the model or tool into a result; what it raises is ours.
         """
         key = (call.rollout, call.epoch, call.path)
-        running = self._running.get(key)
-        if running is not None:  # a redelivery of what we are doing: its first copy decides
-            await asyncio.shield(running)
+        if key in self._running:  # a redelivery of what we are doing: its first copy decides
+            await asyncio.shield(self._end_of(key))
             return Ack()
         if time.time() > call.deadline:
             return Ack()  # its owner has recorded the timeout, or will at its replay
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._running[key] = future
+        self._running[key] = None
+        done = False
         try:
             outcome = await self._execute(call, work)
-            future.set_result(outcome)
+            done = True
             return outcome
         except asyncio.CancelledError:
             await self._part()
@@ -152,9 +152,18 @@ class Executor:
             await self._disown()
             raise
         finally:
-            del self._running[key]
-            if not future.done():
-                future.cancel()
+            end = self._running.pop(key)
+            if end is not None and done:
+                end.set_result(None)
+            elif end is not None:
+                end.cancel()
+
+    def _end_of(self, key: tuple[str, str, str]) -> asyncio.Future[None]:
+        """Done when the copy that runs has come to its end, cancelled where it failed."""
+        end = self._running[key]
+        if end is None:
+            end = self._running[key] = asyncio.get_running_loop().create_future()
+        return end
 
     async def _execute(self, call: Call, work: Work) -> Outcome:
         ref = CallRef.of(call, self._lease)
