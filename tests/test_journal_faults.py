@@ -5,7 +5,7 @@ import contextlib
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from broker.errors import JournalUnavailable, Unreachable
 from broker.journal.base import Committed, Finished, Go, Lost, Run, RunInfo, Stored, Totals, Upload
-from broker.journal.redis import RedisJournal, RedisRuns
+from broker.journal.redis import KEEP_S, RedisJournal, RedisRuns
 from broker.journal.sqlite import SqliteJournal
 from tests.support.journals import call, new_key, taken
 from tests.support.ports import free_port
@@ -59,6 +59,24 @@ async def test_a_killed_redis_that_comes_back_empty_is_noticed_and_filled_again(
     assert await journal.upload(upload)
     assert isinstance(await journal.begin(call(run, key, "1", held=1)), Go)
     assert (await taken(journal, key)).results == results
+
+
+async def test_whatever_changes_a_record_in_redis_puts_its_end_off(
+    journal: RedisJournal, killable_redis: Killable
+) -> None:
+    key = new_key()
+    run = await taken(journal, key)
+    changes: list[Callable[[], Awaitable[object]]] = [
+        lambda: taken(journal, key),
+        lambda: journal.begin(call(run, key)),
+        lambda: journal.finish(call(run, key), b"result"),
+        lambda: journal.ended(key, run.epoch),
+    ]
+    async with Redis.from_url(killable_redis.url) as client:
+        for change in changes:
+            await client.expire(f"warren:{{{key}}}", 60)
+            await change()
+            assert await client.ttl(f"warren:{{{key}}}") >= KEEP_S
 
 
 async def test_a_stall_costs_time_and_nothing_else(

@@ -1,11 +1,11 @@
-"""The journal in Redis: for workers on many machines. One hash per rollout, one script per family.
+"""The journal in Redis: for workers on many machines. One hash per rollout, few scripts.
 
 Every operation is one round trip (redis_client.py). Redis must not evict:
 `maxmemory-policy noeviction`.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -46,16 +46,19 @@ _CHUNK: Final = 2000
 _CANCELLED_S: Final = 2.0
 
 
-def _record(rollout: str) -> str:
-    """Braces keep a rollout and its verifier on one node of a cluster."""
-    if rollout.endswith(VERIFY):
-        return _record(rollout.removesuffix(VERIFY)) + VERIFY
-    return f"warren:{{{rollout}}}"
+def _records(rollout: str) -> Sequence[str]:
+    """Its own record and, for a verifier's, its rollout's.
+
+    Braces keep a rollout and its verifier on one node of a cluster.
+    """
+    if not rollout.endswith(VERIFY):
+        return (f"warren:{{{rollout}}}",)
+    record = f"warren:{{{rollout.removesuffix(VERIFY)}}}"
+    return (record + VERIFY, record)
 
 
-def _records(rollout: str) -> list[str]:
-    parent = [_record(rollout.removesuffix(VERIFY))] if rollout.endswith(VERIFY) else []
-    return [_record(rollout), *parent]
+def _script(operation: str) -> Script:
+    return Script("common.lua", f"{operation}.lua")
 
 
 class RedisJournal:
@@ -63,7 +66,12 @@ class RedisJournal:
 
     def __init__(self, client: Client, *, lease_s: float, keep_s: float) -> None:
         self._client = client
-        self._script = Script("journal.lua")
+        self._take = _script("take")
+        self._begin = _script("begin")
+        self._finish = _script("finish")
+        self._ended = _script("ended")
+        self._committed = _script("committed")
+        self._others = _script("journal")
         self._lease_ms = round(lease_s * 1000)
         self._keep_ms = round(keep_s * 1000)
 
@@ -79,14 +87,18 @@ class RedisJournal:
         """Raises Unreachable where nobody answers there or we are refused."""
         return cls(await Client.connect(url, patience_s), lease_s=lease_s, keep_s=keep_s)
 
-    async def _run(self, operation: str, rollout: str, *args: Any) -> Any:
-        keys = _records(rollout)
-        return await self._client.run(self._script, keys, operation, self._keep_ms, *args)
+    def _run(self, script: Script, rollout: str, *args: Any) -> Awaitable[Any]:
+        return self._client.run(script, _records(rollout), self._keep_ms, *args)
+
+    def _do(self, operation: str, rollout: str, *args: Any) -> Awaitable[Any]:
+        return self._run(self._others, rollout, operation, *args)
 
     async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
-        fresh = new_id()
-        reply = await self._run("take", rollout, fresh, inbox, int(counts), repr(time.time()))
+        fresh, now = new_id(), time.time()
+        reply = await self._run(self._take, rollout, fresh, inbox, int(counts), repr(now))
         match reply:
+            case b"fresh":
+                return _new_run(fresh, int(counts), now)
             case [b"owned", owner]:
                 return Owned(owner.decode())
             case [b"run", fields]:
@@ -94,11 +106,11 @@ class RedisJournal:
         return Committed()
 
     async def release(self, rollout: str, epoch: str, inbox: str) -> None:
-        await self._run("release", rollout, epoch, inbox)
+        await self._do("release", rollout, epoch, inbox)
 
     async def begin(self, call: CallRef, *, force: bool = False) -> Begun:
         reply = await self._run(
-            "begin",
+            self._begin,
             call.rollout,
             call.epoch,
             call.path,
@@ -110,27 +122,29 @@ class RedisJournal:
             int(force),
         )
         match reply:
+            case int():
+                return Go(reply, b"", 0)
             case [b"go", starts, state, version]:
                 return Go(starts, state, version)
             case [b"found", result, inbox]:
                 return Found(result, inbox.decode())
             case [b"mismatch", inbox]:
                 return Mismatch(inbox.decode())
-            case [b"duplicate"]:
+            case b"duplicate":
                 return Duplicate()
-            case [b"busy"]:
+            case b"busy":
                 return Busy()
         return _gone_or_lost(reply)
 
     async def put_off(self, call: CallRef) -> None:
-        await self._run("put_off", call.rollout, call.epoch, call.path, call.claim, call.carrier)
+        await self._do("put_off", call.rollout, call.epoch, call.path, call.claim, call.carrier)
 
     async def finish(
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
     ) -> Finished | Gone | Lost:
         new_state = ("", b"") if state is None else (state_version, state)
         reply = await self._run(
-            "finish",
+            self._finish,
             call.rollout,
             call.epoch,
             call.path,
@@ -140,14 +154,14 @@ class RedisJournal:
             *new_state,
         )
         match reply:
-            case [b"won", inbox]:
-                return Finished(result, True, inbox.decode())
             case [b"known", inbox, winner]:
                 return Finished(winner, False, inbox.decode())
-        return _gone_or_lost(reply)
+            case b"gone" | b"lost":
+                return _gone_or_lost(reply)
+        return Finished(result, True, reply[1:].decode())  # "@" and the owner's inbox
 
     async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
-        reply = await self._run("look", rollout, epoch, *paths)
+        reply = await self._do("look", rollout, epoch, *paths)
         match reply:
             case [b"seen", inbox, state, version, calls]:
                 results = {p.decode(): Stored(h, r) for p, h, r, _ in calls if r is not None}
@@ -161,7 +175,7 @@ class RedisJournal:
             for path, stored in upload.results.items()
             for value in (path, stored.request_hash, stored.result)
         )
-        reply = await self._run(
+        reply = await self._do(
             "upload",
             upload.rollout,
             upload.epoch,
@@ -177,23 +191,23 @@ class RedisJournal:
         return bool(reply)
 
     async def restart(self, rollout: str, epoch: str) -> int | None:
-        attempt: int | None = await self._run("restart", rollout, epoch, new_id())
+        attempt: int | None = await self._do("restart", rollout, epoch, new_id())
         return attempt
 
     async def strike(self, rollout: str, epoch: str) -> int:
-        return int(await self._run("strike", rollout, epoch))
+        return int(await self._do("strike", rollout, epoch))
 
     async def ended(self, rollout: str, epoch: str) -> None:
-        await self._run("ended", rollout, epoch)
+        await self._run(self._ended, rollout, epoch)
 
     async def committed(self, rollouts: Sequence[str]) -> None:
         for some in _chunks(rollouts):
-            keys = [_record(rollout) for rollout in some]
-            await self._client.run(self._script, keys, "committed", self._keep_ms)
+            keys = [_records(rollout)[0] for rollout in some]
+            await self._client.run(self._committed, keys, self._keep_ms)
 
     async def forget(self, rollouts: Sequence[str]) -> None:
         for some in _chunks(rollouts):
-            keys = [_record(rollout + end) for rollout in some for end in ("", VERIFY)]
+            keys = [key for rollout in some for key in _records(rollout + VERIFY)]
             await self._client.do("DEL", *keys)
 
     async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
@@ -208,8 +222,21 @@ class RedisJournal:
         await self._client.close()
 
 
-def _gone_or_lost(reply: Sequence[bytes]) -> Gone | Lost:
-    return Lost() if reply[0] == b"lost" else Gone()
+def _gone_or_lost(reply: bytes) -> Gone | Lost:
+    return Lost() if reply == b"lost" else Gone()
+
+
+def _new_run(epoch: str, takes: int, now: float) -> Run:
+    return Run(
+        epoch=epoch,
+        attempt=1,
+        results={},
+        state=b"",
+        state_version=0,
+        idle_takes=takes,
+        strikes=0,
+        first_taken_at=now,
+    )
 
 
 def _as_run(reply: Sequence[bytes]) -> Run:

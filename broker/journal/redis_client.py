@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -43,10 +43,11 @@ _CLOSED: Final = "the journal is closed"
 
 
 class Script:
-    """A Lua script with the name that Redis knows it by."""
+    """A Lua script, of one file or several in this order, with the name that Redis knows it by."""
 
-    def __init__(self, file: str, package: str = "broker.journal") -> None:
-        self.text = (resources.files(package) / "lua" / file).read_bytes()
+    def __init__(self, *files: str, package: str = "broker.journal") -> None:
+        folder = resources.files(package) / "lua"
+        self.text = b"".join((folder / file).read_bytes() for file in files)
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 
@@ -88,28 +89,34 @@ class Client:
             self._check(e)
             await self.do("PING")
 
-    async def do(self, *command: Any) -> Any:
+    def do(self, *command: Any) -> Coroutine[Any, Any, Any]:
         """The reply. Raises JournalUnavailable, Unreachable where Redis refuses us, Refusal."""
-        deadline = time.monotonic() + self._patience_s
+        return self._do(command)
+
+    def run(self, script: Script, keys: Sequence[str], *args: Any) -> Coroutine[Any, Any, Any]:
+        """The script's reply; it is sent whole where Redis has forgotten it."""
+        return self._do(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+
+    async def _do(self, command: tuple[Any, ...], script: Script | None = None) -> Any:
+        left_s = self._patience_s
+        deadline = time.monotonic() + left_s
         delay_s = 0.05
         while True:
+            link = self._link
             try:
-                return await self._within(command, deadline - time.monotonic())
+                if link is not None and link.lost is None and left_s >= 2 * SILENCE_S:
+                    return await link.send(command)  # nearly always: no layers between
+                return await self._within(command, left_s)
             except (LinkLost, Refusal, TimeoutError) as e:
+                if script is not None and isinstance(e, Refusal) and e.code == "NOSCRIPT":
+                    command, script = ("EVAL", script.text, *command[2:]), None
+                    continue
                 self._check(e)
                 if time.monotonic() + delay_s >= deadline:
                     raise JournalUnavailable(f"Redis at {self.url}: {_said(e)}") from e
             await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
             delay_s = min(delay_s * 2, 2.0)
-
-    async def run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
-        """The script's reply; it is sent whole where Redis has forgotten it."""
-        try:
-            return await self.do("EVALSHA", script.sha, len(keys), *keys, *args)
-        except Refusal as e:
-            if e.code != "NOSCRIPT":
-                raise
-        return await self.do("EVAL", script.text, len(keys), *keys, *args)
+            left_s = deadline - time.monotonic()
 
     async def _within(self, command: tuple[Any, ...], left_s: float) -> Any:
         """Links end silence themselves; only a shorter patience than theirs needs a timer."""
@@ -122,7 +129,7 @@ class Client:
         if self._closed:
             raise JournalUnavailable(_CLOSED)
         link = self._link
-        if link is None or link.lost:
+        if link is None or link.lost is not None:
             link = await self._open()
         return await link.send(command)
 

@@ -47,17 +47,13 @@ class Link(asyncio.Protocol):
         self._owed: deque[asyncio.Future[Any]] = deque()
         self._heard_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._lost: LinkLost | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether a new one is needed."""
-        return self._lost is not None
+        self.lost: LinkLost | None = None
+        """Why a new one is needed, if so."""
 
     def send(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
         """The reply to come. Raises LinkLost; the future may get LinkLost or Refusal."""
-        if self._lost is not None:
-            raise self._lost
+        if self.lost is not None:
+            raise self.lost
         packed = hiredis.pack_command(command)
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self._owed:
@@ -75,7 +71,7 @@ class Link(asyncio.Protocol):
         self._lose(LinkLost("the connection was closed"))
 
     def _flush(self) -> None:
-        if self._lost is not None or self._transport is None:
+        if self.lost is not None or self._transport is None:
             return
         if self._timer is None:
             self._timer = self._loop.call_later(SILENCE_S, self._look)
@@ -121,9 +117,9 @@ class Link(asyncio.Protocol):
         self._lose(LinkLost(f"connection lost: {exc}" if exc else "connection lost"))
 
     def _lose(self, why: LinkLost) -> None:
-        if self._lost is not None:
+        if self.lost is not None:
             return
-        self._lost = why
+        self.lost = why
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:

@@ -17,7 +17,7 @@ class RedisShared:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._script = Script("shared.lua", __package__)
+        self._script = Script("shared.lua", package=__package__)
 
     @classmethod
     async def connect(cls, url: str, *, patience_s: float = PATIENCE_S) -> "RedisShared":

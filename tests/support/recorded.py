@@ -1,6 +1,6 @@
 """Which model calls a journal has finished, read from its store while the one who wrote is dead.
 
-The layout is the store's own: broker/journal/lua/journal.lua and broker/journal/sqlite_table.py.
+The layout is the store's own: broker/journal/lua/common.lua and broker/journal/sqlite_table.py.
 """
 
 import re

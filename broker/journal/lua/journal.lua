@@ -1,124 +1,21 @@
--- The journal's operations: broker/journal/base.py says what each means, record.py and rules.py
--- state the same rules in Python.
---   KEYS[1]  the record;  KEYS[2]  for a verifier's record, its rollout's
---   ARGV     operation, milliseconds to keep what changed, then the operation's own
--- The frequent ones come first and return at once: what follows is not even defined then.
--- Fields of a record: epoch phase inbox attempt idle_takes strikes state state_version
--- first_taken_at stored previous, and per call path hash:P carrier:P starts:P result:P.
-
-local key, op, keep = KEYS[1], ARGV[1], ARGV[2]
+-- The operations that no rollout needs where nothing fails; ARGV[2] says which.
 
 local function get(field) return redis.call('HGET', key, field) end
-local function set(...)
-  redis.call('HSET', key, ...)
-  redis.call('PEXPIRE', key, keep)
-end
-local function number(value) return tonumber(value or 0) end
-local function alive(inbox) return redis.call('EXISTS', 'warren:lease:' .. inbox) == 1 end
-local function another_lives(owner, inbox)
-  return owner and owner ~= '' and owner ~= inbox and alive(owner)
-end
-
--- The epoch: false without a record, '' for a tombstone (a verifier's goes with its rollout's).
-local function epoch()
-  local found = get('epoch')
-  if not found and KEYS[2] and redis.call('HGET', KEYS[2], 'phase') == 'committed' then return '' end
-  return found
-end
-
-local function take(fresh, inbox, counts, now)
-  local f = redis.call('HMGET', key, 'epoch', 'inbox', 'idle_takes', 'first_taken_at')
-  local current, owner = f[1] or epoch(), f[2]
-  if current == '' then return {'committed'} end
-  if another_lives(owner, inbox) then return {'owned', owner} end
-  local first = f[4]
-  if number(first) == 0 then first = now end
-  local changed = {'idle_takes', number(f[3]) + counts, 'first_taken_at', first, 'inbox', inbox}
-  if current then set(unpack(changed))
-  else set('epoch', fresh, 'attempt', 1, 'phase', 'run', unpack(changed)) end
-  return {'run', redis.call('HGETALL', key)}
-end
-if op == 'take' then return take(unpack(ARGV, 3)) end
-
--- A claim: the carrier, and after an @ the executor that has it in hand.
-local function claimants(claim)
-  local at = string.find(claim, '@', 1, true)
-  if not at then return claim, '' end
-  return string.sub(claim, 1, at - 1), string.sub(claim, at + 1)
-end
-
-local function begin(of, path, hash, carrier, executor, claim, held, force)
-  local result_field, starts_field = 'result:' .. path, 'starts:' .. path
-  local f = redis.call('HMGET', key, 'hash:' .. path, 'carrier:' .. path, result_field,
-    'stored', 'inbox', 'state_version', 'epoch', starts_field)
-  local current = f[7] or epoch()
-  if not current then return {'lost'} end
-  if current ~= of then return {'gone'} end
-  local same = not f[1] or f[1] == hash
-  if f[3] and same then return {'found', f[3], f[5] or ''} end
-  if number(f[4]) < tonumber(held) then return {'lost'} end
-  if not same then return {'mismatch', f[5] or ''} end
-  if f[2] and f[2] ~= '' and force == '0' then
-    local another, busy = claimants(f[2])
-    if another ~= carrier then return {'duplicate'} end
-    if busy ~= '' and busy ~= executor and alive(busy) then return {'busy'} end
-  end
-  local starts, version = number(f[8]) + 1, number(f[6])
-  set('hash:' .. path, hash, 'carrier:' .. path, claim, starts_field, starts)
-  return {'go', starts, version > 0 and get('state') or '', version}
-end
-if op == 'begin' then return begin(unpack(ARGV, 3)) end
-
-local function finish(of, path, hash, held, result, version, state)
-  local f = redis.call('HMGET', key, 'hash:' .. path, 'result:' .. path, 'stored', 'inbox',
-    'state_version', 'epoch', 'carrier:' .. path)
-  local current = f[6] or epoch()
-  if not current then return {'lost'} end
-  if current ~= of then return {'gone'} end
-  local same = not f[1] or f[1] == hash
-  local inbox = f[4] or ''
-  if f[2] and same then return {'known', inbox, f[2]} end
-  if number(f[3]) < tonumber(held) then return {'lost'} end
-  if not same then return {'gone'} end
-  if version ~= '' then
-    if number(f[5]) ~= tonumber(version) then return {'gone'} end
-    redis.call('HSET', key, 'state', state, 'state_version', tonumber(version) + 1)
-  end
-  if f[7] then redis.call('HDEL', key, 'carrier:' .. path) end
-  set('hash:' .. path, hash, 'result:' .. path, result, 'stored', number(f[3]) + 1,
-    'idle_takes', 0)
-  return {'won', inbox}
-end
-if op == 'finish' then return finish(unpack(ARGV, 3)) end
-
-local function ended(of)
-  if epoch() == of then set('phase', 'ended') end
-end
-if op == 'ended' then return ended(unpack(ARGV, 3)) end
-
-local function committed()
-  for i = 1, #KEYS do
-    key = KEYS[i]
-    redis.call('DEL', key, key .. '/verify')
-    set('epoch', '', 'phase', 'committed')
-  end
-end
-if op == 'committed' then return committed() end
+local current = epoch(get('epoch'))
 
 local function release(of, inbox)
-  if epoch() == of and get('inbox') == inbox then
+  if current == of and get('inbox') == inbox then
     set('inbox', '', 'idle_takes', math.max(0, number(get('idle_takes')) - 1))
   end
 end
 
 local function put_off(of, path, claim, carrier)
-  if epoch() == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
+  if current == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
 end
 
 local function look(of, ...)
-  local current = epoch()
-  if not current then return {'lost'} end
-  if current ~= of then return {'gone'} end
+  if not current then return 'lost' end
+  if current ~= of then return 'gone' end
   local calls = {}
   for _, path in ipairs({...}) do
     local f = redis.call('HMGET', key, 'hash:' .. path, 'result:' .. path, 'carrier:' .. path)
@@ -128,8 +25,9 @@ local function look(of, ...)
 end
 
 local function upload(of, inbox, attempt, first_taken_at, version, state, opened, ...)
-  local current = epoch()
-  if current and current ~= of or another_lives(get('inbox'), inbox) then return 0 end
+  local owner = get('inbox')
+  if current and current ~= of then return 0 end
+  if owner and owner ~= '' and owner ~= inbox and alive(owner) then return 0 end
   local results, missing = {...}, {}
   local first = 2 * tonumber(opened) + 1
   for i = first, #results, 3 do
@@ -158,7 +56,7 @@ local function upload(of, inbox, attempt, first_taken_at, version, state, opened
 end
 
 local function restart(of, fresh)
-  local current = epoch() or of
+  current = current or of
   local attempt = number(get('attempt'))
   if get('previous') == of and number(get('first_taken_at')) == 0 then return attempt end
   if current ~= of then return false end
@@ -170,11 +68,11 @@ local function restart(of, fresh)
 end
 
 local function strike(of)
-  if epoch() ~= of then return number(get('strikes')) end
+  if current ~= of then return number(get('strikes')) end
   set('strikes', number(get('strikes')) + 1)
   return number(get('strikes'))
 end
 
 local operations = {release = release, put_off = put_off, look = look, upload = upload,
   restart = restart, strike = strike}
-return operations[op](unpack(ARGV, 3))
+return operations[ARGV[2]](unpack(ARGV, 3))
