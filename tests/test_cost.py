@@ -4,10 +4,11 @@ A rollout of two model calls and one tool call, embedded. Who makes one of these
 for it in every rollout of every run: docs/performance.md has their price.
 """
 
+import asyncio
 import random
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from broker.journal.base import Journal
 from broker.memory import MemoryBroker
 from broker.memory_node import MemoryNode
 from broker.messages import Limits, ModelCall, ModelResult, Tokens
+from broker.topology import QueueSpec, ladder_queues
 from sinks import tokens
 from sinks.rows import row_for
 from tests.support.rig import Rig, message, tool_call
@@ -42,6 +44,22 @@ class CountingNode(MemoryNode):
         self.messages[message.kind] += 1
         self.size_bytes[message.kind] += len(message.body)
         super().publish(message)
+
+
+class CountingBroker(MemoryBroker):
+    """Counts declarations, by queue; each takes a turn of the loop, as with a real broker."""
+
+    def __init__(self, node: MemoryNode, declared: Counter[str]) -> None:
+        super().__init__(node)
+        self._counted = declared
+
+    def connect(self) -> "CountingBroker":
+        return CountingBroker(self._node, self._counted)
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        self._counted.update(queue.name for queue in queues)
+        await asyncio.sleep(0)
+        await super().declare(queues)
 
 
 class CountingJournal:
@@ -127,6 +145,17 @@ async def test_a_rollout_of_three_calls_is_ten_journal_operations() -> None:
         "finish": 4,  # three calls and the verdict
         "ended": 1,
     }
+
+
+async def test_what_the_first_rollouts_need_is_declared_once_though_they_come_all_at_once() -> None:
+    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks)])
+    made = Rig(spec, plays, {"get_weather": lambda arguments: "4 degrees, snow"})
+    declared: Counter[str] = Counter()
+    made.node = CountingBroker(MemoryNode(), declared)
+    async with made, made.agent(), made.verifier():
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    assert [declared[queue.name] for queue in ladder_queues("verify")] == [1, 1, 1]
 
 
 async def test_what_is_packed_and_read_per_rollout_does_not_grow(

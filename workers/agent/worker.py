@@ -110,6 +110,7 @@ class AgentWorker:
         self._running: dict[str, _Running] = {}
         self._late_copies: dict[str, int] = {}
         self._declared: set[tuple[str, str, str]] = set()
+        self._declaring = asyncio.Lock()
 
     @property
     def running(self) -> int:
@@ -355,15 +356,18 @@ class AgentWorker:
         known = (task.environment, task.lane, task.model)
         if known in self._declared:
             return
-        await self._broker.declare(
-            [
-                tool_queue(task.environment),
-                verify_queue(task.environment),
-                model_queue(call_lane(task), task.model),
-                *ladder_queues("verify"),
-            ]
-        )
-        self._declared.add(known)
+        async with self._declaring:  # the first tasks come all at once
+            if known in self._declared:
+                return
+            await self._broker.declare(
+                [
+                    tool_queue(task.environment),
+                    verify_queue(task.environment),
+                    model_queue(call_lane(task), task.model),
+                    *ladder_queues("verify"),
+                ]
+            )
+            self._declared.add(known)
 
 
 def _held_copy(task: Task, worker_id: str) -> Outgoing:
