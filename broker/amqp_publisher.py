@@ -6,6 +6,7 @@ confirmed when a channel died goes to the front of the backlog and is published 
 """
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from broker.amqp_link import Link
 from broker.base import Outgoing
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, QueueFull, TooLarge, Unroutable
 
-#: Unconfirmed messages per channel: enough to keep the broker busy, few to publish again.
-WINDOW: Final = 256
-CHANNELS: Final = 2
+#: Unconfirmed messages: enough to keep the broker busy, few to publish again. All on one channel,
+#: so that one process in the broker takes what we send in one turn, and confirms it in one.
+WINDOW: Final = 512
 #: Of replies that wait for room in the socket. One that is dropped is missed for a sweep's time.
 LATE_HINTS_BYTES: Final = 64 * 1024 * 1024
 #: A message that takes its channel down this often is the reason itself.
@@ -50,7 +51,7 @@ class Publisher:
         self._clock_s = 0.0
         self._backlog: deque[_Pending] = deque()
         self._link: Link | None = None
-        self._channels: list[_ConfirmChannel] = []
+        self._channel: _ConfirmChannel | None = None
         self._hints: Channel | None = None
         self._late_hints: deque[Outgoing] = deque()
         self._late_bytes = 0
@@ -102,11 +103,9 @@ class Publisher:
             hint = self._late_hints.popleft()
             self._late_bytes -= len(hint.body)
             self._send_hint(link, hint)
-        if len(self._channels) < CHANNELS:
-            self._open_channels(link)
-        while self._backlog and not link.wire.full:
-            channel = min(self._channels, key=_ConfirmChannel.load, default=None)
-            if channel is None or channel.load() >= WINDOW:
+        channel = self._channel or self._open_channel(link)
+        while self._backlog and channel is not None and not link.wire.full:
+            if len(channel.unconfirmed) >= WINDOW:
                 return
             pending = self._backlog.popleft()
             if not pending.done.done():  # else its caller was cancelled
@@ -145,8 +144,8 @@ class Publisher:
 
     def on_died(self, channel: "_ConfirmChannel", why: ChannelDied) -> None:
         """Publish what it had not confirmed on another channel, but for who killed it."""
-        if channel in self._channels:
-            self._channels.remove(channel)
+        if channel is self._channel:
+            self._channel = None
         unconfirmed, channel.unconfirmed = channel.unconfirmed, {}
         again = []
         for pending in unconfirmed.values():
@@ -162,15 +161,14 @@ class Publisher:
         if not self._closed:
             asyncio.get_running_loop().call_soon(self.pump)
 
-    def _open_channels(self, link: Link) -> None:
-        try:
-            while len(self._channels) < CHANNELS:
-                self._channels.append(_ConfirmChannel(link, self))
-        except ChannelDied:
-            return  # the link is going down; the next one will do
+    def _open_channel(self, link: Link) -> "_ConfirmChannel | None":
+        with contextlib.suppress(ChannelDied):  # the link is going down; the next one will do
+            self._channel = _ConfirmChannel(link, self)
+        return self._channel
 
     def _all(self) -> list[_Pending]:
-        return [*self._backlog, *(p for c in self._channels for p in c.unconfirmed.values())]
+        unconfirmed = self._channel.unconfirmed.values() if self._channel is not None else ()
+        return [*unconfirmed, *self._backlog]
 
 
 class _ConfirmChannel(Channel):
@@ -181,9 +179,6 @@ class _ConfirmChannel(Channel):
         self._last_tag = 0
         super().__init__(link)
         self._send(commands.Confirm.Select())
-
-    def load(self) -> int:
-        return len(self.unconfirmed)
 
     def send(self, link: Link, pending: _Pending) -> None:
         tag = self._last_tag + 1
