@@ -65,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
         else:
             for _ in range(options.repeat):
                 theirs()
+    except (RuntimeError, ValueError) as e:
+        sys.stderr.write(f"{e}\n")
+        return 1
     finally:
         if not options.keep:
             shutil.rmtree(root, ignore_errors=True)
