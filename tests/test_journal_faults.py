@@ -10,12 +10,25 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from broker.errors import JournalUnavailable, Unreachable
-from broker.journal.base import Committed, Finished, Go, Lost, Run, RunInfo, Stored, Totals, Upload
+from broker.journal.base import (
+    Committed,
+    Duplicate,
+    Finished,
+    Found,
+    Go,
+    Lost,
+    Run,
+    RunInfo,
+    Stored,
+    Totals,
+    Upload,
+)
 from broker.journal.redis import KEEP_S, RedisJournal, RedisRuns
-from broker.journal.sqlite import SqliteJournal
+from broker.journal.sqlite import SqliteJournal, SqliteRuns
 from tests.support.journals import call, new_key, taken
 from tests.support.ports import free_port
 from tests.support.services import Container, RedisProcess
@@ -251,6 +264,33 @@ async def test_a_call_that_finished_ends_idle_takes_for_later_processes_too(tmp_
             await journal.finish(call(run, key), b"result")
         await journal.close()
     assert seen == [1, 2, 3, 1, 2]
+
+
+async def test_a_claim_that_is_not_written_holds_while_others_write(tmp_path: Path) -> None:
+    path, key = tmp_path / "journal.sqlite", new_key()
+    journal, others = await SqliteJournal.open(path), await SqliteRuns.open(path)
+    run = await taken(journal, key)
+    await journal.begin(replace(call(run, key), lasting=False))
+    await others.published("any", "g", 1, complete=False)
+    second = replace(call(run, key, carrier="other"), lasting=False)
+    assert await journal.begin(second) == Duplicate()
+    await journal.finish(call(run, key), b"result")
+    assert await journal.begin(second) == Found(b"result", "inbox")
+    await others.close()
+    await journal.close()
+
+
+async def test_the_next_process_knows_what_was_begun_where_that_matters(tmp_path: Path) -> None:
+    path, key = tmp_path / "journal.sqlite", new_key()
+    starts = []
+    for _ in range(3):
+        journal = await SqliteJournal.open(path)
+        run = await taken(journal, key)
+        tool, model = call(run, key, "tool"), replace(call(run, key, "model"), lasting=False)
+        begun = [await journal.begin(tool), await journal.begin(model)]
+        starts.append([each.starts for each in begun if isinstance(each, Go)])
+        await journal.close()
+    assert starts == [[1, 1], [2, 1], [3, 1]]
 
 
 async def test_a_file_that_is_no_journal_is_said(tmp_path: Path) -> None:

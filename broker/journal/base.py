@@ -26,7 +26,7 @@ from typing import Protocol
 
 import msgspec
 
-from broker.messages import Call
+from broker.messages import Call, ToolCall
 
 #: A worker renews its lease this often ...
 LEASE_RENEW_S = 5.0
@@ -150,6 +150,9 @@ class CallRef(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     executor: str = ""
     """Who asks: the name of its lease. Without one nobody waits for it."""
+    lasting: bool = True
+    """Whether that it was begun must outlast a store whose claims end with its process: a tool may
+    have acted, or have killed its worker. Of a model call such a store may keep it in memory."""
 
     @classmethod
     def of(cls, call: Call, executor: str = "") -> "CallRef":
@@ -162,6 +165,7 @@ class CallRef(msgspec.Struct, frozen=True, kw_only=True):
             request_hash=call.request_hash,
             held=call.held,
             executor=executor,
+            lasting=isinstance(call, ToolCall),
         )
 
     @property

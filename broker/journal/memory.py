@@ -49,6 +49,9 @@ class MemoryTable:
     def put_entry(self, key: str, path: str, entry: Entry) -> None:
         self._entries.setdefault(key, {})[path] = entry
 
+    def put_claim(self, key: str, path: str, entry: Entry) -> None:
+        self.put_entry(key, path, entry)
+
     def entries(self, key: str) -> Mapping[str, Entry]:
         return dict(self._entries.get(key, {}))
 

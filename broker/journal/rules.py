@@ -49,6 +49,11 @@ class Table(Protocol):
     def put_state(self, key: str, state: bytes) -> None: ...
     def entry(self, key: str, path: str) -> Entry | None: ...
     def put_entry(self, key: str, path: str, entry: Entry) -> None: ...
+
+    def put_claim(self, key: str, path: str, entry: Entry) -> None:
+        """Put an entry that need not outlast this process (`CallRef.lasting`)."""
+        ...
+
     def entries(self, key: str) -> Mapping[str, Entry]: ...
 
     def clear(self, key: str) -> None:
@@ -125,7 +130,7 @@ class Rules:
         decision = decide_begin(head, entry, call, force, self._alive)
         if head is None or not isinstance(decision, Entry):
             return decision if not isinstance(decision, Entry) else Lost()
-        self._table.put_entry(call.rollout, call.path, decision)
+        self._claim(call, decision)
         return go(decision, self._state(call.rollout, head), head.state_version)
 
     def put_off(self, call: CallRef) -> None:
@@ -135,7 +140,11 @@ class Rules:
             and entry.carrier == call.claim
             and self._owned(call.rollout, call.epoch)
         ):
-            self._table.put_entry(call.rollout, call.path, replace(entry, carrier=call.carrier))
+            self._claim(call, replace(entry, carrier=call.carrier))
+
+    def _claim(self, call: CallRef, entry: Entry) -> None:
+        put = self._table.put_entry if call.lasting else self._table.put_claim
+        put(call.rollout, call.path, entry)
 
     def finish(
         self, call: CallRef, result: bytes, state: bytes | None, state_version: int

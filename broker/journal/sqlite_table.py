@@ -67,6 +67,14 @@ class _Live:
     done: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Claims:
+    """Calls without a result that are not written, of one attempt, by path."""
+
+    epoch: str
+    open: dict[str, Entry] = field(default_factory=dict)
+
+
 class SqliteTable:
     """`rules.Table` in a database; whoever calls holds a transaction, and ends it with `write`."""
 
@@ -79,6 +87,8 @@ class SqliteTable:
         """Whose heads are to be written; so are these calls, by record and path, and states."""
         self._calls: dict[str, dict[str, Entry]] = {}
         self._states: dict[str, bytes] = {}
+        self._claims: dict[str, _Claims] = {}
+        """What is nowhere else, and so stays whatever is forgotten."""
 
     def forget(self) -> None:
         """What is in memory may not be so: a transaction was undone, or somebody else wrote."""
@@ -130,6 +140,8 @@ class SqliteTable:
                 live.done.add(path)
             else:
                 live.open[path] = Entry(request_hash, carrier, starts)
+        if (claims := self._claims.get(key)) is not None and claims.epoch == head.epoch:
+            live.open |= {path: e for path, e in claims.open.items() if path not in live.done}
         stored = len(live.done)
         idle_takes = head.idle_takes if stored <= head.stored else 0  # see `progress`
         live.head = replace(head, stored=stored, idle_takes=idle_takes)
@@ -139,6 +151,7 @@ class SqliteTable:
         live = self._live.get(key)
         if live is None:  # whoever puts has asked for the head: nothing is stored of this record
             self._live[key] = _Live(head)
+            self._claims.pop(key, None)
         else:
             live.head = head
         self._heads.add(key)
@@ -172,6 +185,16 @@ class SqliteTable:
         else:
             live.open.pop(path, None)
             live.done.add(path)
+            if (claims := self._claims.get(key)) is not None:
+                claims.open.pop(path, None)
+
+    def put_claim(self, key: str, path: str, entry: Entry) -> None:
+        live = self._live[key]
+        live.open[path] = entry
+        claims = self._claims.get(key)
+        if claims is None:
+            claims = self._claims[key] = _Claims(live.head.epoch)
+        claims.open[path] = entry
 
     def entries(self, key: str) -> Mapping[str, Entry]:
         live = self._live.get(key)
@@ -213,6 +236,7 @@ class SqliteTable:
         self._heads.discard(key)
         self._calls.pop(key, None)
         self._states.pop(key, None)
+        self._claims.pop(key, None)
 
     def expire(self, keep_s: float) -> None:
         """Forget what has not changed for `keep_s`."""

@@ -164,6 +164,7 @@ class World:
             carrier=uuid.uuid4().hex,
             request_hash=request(owner.results, owner.path),
             held=len(owner.results),
+            lasting=len(owner.results) % 2 == 0,
         )
         owner.message = Message(ref, owner.inbox, force)
         self.calls.append(owner.message)
