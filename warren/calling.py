@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -13,17 +13,25 @@ from workers.spec import Rollout, ToolRun, VerifierContext
 from workers.threads import Threads
 
 
-async def call(function: Function, threads: Threads, **arguments: Any) -> Any:
-    """Call a function of the user's: async ones here, others in a thread."""
+def caller(function: Function, threads: Threads) -> Callable[..., Awaitable[Any]]:
+    """What calls a function of the user's: async ones here, others in a thread."""
     if _is_async(function):
-        return await function(**arguments)
-    result = await threads.run(lambda: function(**arguments))
-    return await result if inspect.isawaitable(result) else result
+        return function
+
+    async def in_thread(**arguments: Any) -> Any:
+        result = await threads.run(lambda: function(**arguments))
+        return await result if inspect.isawaitable(result) else result
+
+    return in_thread
 
 
 def tool_runner(function: Function, signature: Signature, threads: Threads) -> Any:
+    call = caller(function, threads)
+
     async def run(tool: ToolRun) -> object:
         arguments = signature.arguments(tool.arguments)
+        if not signature.injected:
+            return await call(**arguments)
         given = {
             "state": tool.state,
             "task": tool.row,
@@ -31,7 +39,7 @@ def tool_runner(function: Function, signature: Signature, threads: Threads) -> A
             "session": tool.session,
         }
         injected = {name: given[name] for name in signature.injected}
-        return await call(function, threads, **arguments, **injected)
+        return await call(**arguments, **injected)
 
     return run
 
@@ -54,9 +62,11 @@ def reward_runner(function: Function, threads: Threads) -> Any:
             f"{where(function)}: a reward returns a float, not {type_name(returns)}"
         )
 
+    call = caller(function, threads)
+
     async def run(rollout: Rollout, ctx: VerifierContext) -> Any:
         second = rollout.session if takes_session else ctx
-        return await call(function, threads, **dict(zip(names, (rollout, second), strict=False)))
+        return await call(**dict(zip(names, (rollout, second), strict=False)))
 
     return run
 
@@ -83,7 +93,9 @@ def _is_async(function: Function) -> bool:
 
 
 def setup_runner(function: Function, takes_task: bool, threads: Threads) -> Any:
+    call = caller(function, threads)
+
     async def run(row: Mapping[str, Any]) -> object:
-        return await call(function, threads, **({"task": row} if takes_task else {}))
+        return await call(**({"task": row} if takes_task else {}))
 
     return run

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from warren.calling import call
+from warren.calling import caller
 from warren.checks import where
 from workers.spec import Combine, Rollout, VerifierContext, message_text
 from workers.threads import Threads
@@ -46,10 +46,10 @@ def correctness(check: Callable[[Rollout], bool | float]) -> Reward:
     names = list(inspect.signature(check).parameters)
     if len(names) != 1:
         raise ValueError(f"{where(check)}: a check takes the rollout, and nothing else")
-    threads = Threads()
+    call = caller(check, Threads())
 
     async def correct(rollout: Rollout, ctx: VerifierContext) -> float:
-        return float(await call(check, threads, **{names[0]: rollout}))
+        return float(await call(**{names[0]: rollout}))
 
     return correct
 
@@ -158,11 +158,11 @@ def _reward(function: AnyReward) -> Reward:
     names = list(inspect.signature(function).parameters)
     if len(names) not in {1, 2}:
         raise ValueError(f"{where(function)}: a reward takes `rollout`, or `rollout` and `ctx`")
-    threads = Threads()
+    call = caller(function, Threads())
 
     async def reward(rollout: Rollout, ctx: VerifierContext) -> float:
         given = dict(zip(names, (rollout, ctx), strict=False))
-        return float(await call(function, threads, **given))
+        return float(await call(**given))
 
     return reward
 
