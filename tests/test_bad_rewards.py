@@ -141,3 +141,25 @@ async def test_no_model_can_call_setup() -> None:
         [result] = await rig.wait(1)
     assert result.verdict.reward == 1.0
     assert "there is no tool" in str(trajectory_of(result))
+
+
+async def test_what_a_reward_does_to_its_rollout_no_other_sees() -> None:
+    env = Environment("shared")
+
+    @env.reward
+    def first(rollout: Rollout) -> float:
+        said = rollout.answer
+        for items in (rollout.prompt, rollout.output):
+            for item in items:
+                item.clear()
+        return float(said == "done")
+
+    @env.reward
+    def second(rollout: Rollout) -> float:
+        return float(rollout.answer == "done" and rollout.prompt[0]["role"] == "user")
+
+    async with whole_rig(env.spec(), lambda items, _: "done") as rig:
+        await rig.submit(0)
+        [result] = await rig.wait(1)
+    assert result.verdict.components == (("first", 1.0), ("second", 1.0))
+    assert "done" in str(trajectory_of(result))

@@ -5,7 +5,7 @@ tool worker that owns a session. What is judged travels as `PackedRollout`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import msgspec
@@ -15,7 +15,7 @@ from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import Failure, Packed, Status, Usage
 from workers.limited import Overdue, described, last_lines, within
 from workers.owner import Nondeterministic, Replaced
-from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
+from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
 
 #: What is not a verifier's fault.
 OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
@@ -55,13 +55,25 @@ class Scored(Packed, frozen=True, kw_only=True):
 
 def unpack_rollout(packed: PackedRollout, spec: EnvironmentSpec, session: Any = None) -> Rollout:
     """What reward functions see. Raises ValueError where its state is of another type by now."""
+    prompt, output = codec.unpack(packed.prompt), codec.unpack(packed.output)
+    return rollout_with(prompt, output, packed, spec, session)
+
+
+def rollout_with(
+    prompt: Sequence[Item],
+    output: Sequence[Item],
+    packed: PackedRollout,
+    spec: EnvironmentSpec,
+    session: Any = None,
+) -> Rollout:
+    """The same with these items in the place of the packed ones."""
     stateful = spec.state is not None and bool(packed.state)
     row: Mapping[str, Any] = msgspec.json.decode(packed.row, type=dict[str, Any])
     return Rollout(
         rollout_id=packed.rollout_id,
         task=row,
-        prompt=codec.unpack(packed.prompt),
-        output=codec.unpack(packed.output),
+        prompt=prompt,
+        output=output,
         status=packed.status,
         error=packed.error,
         state=spec.state.unpack(packed.state) if spec.state and stateful else None,

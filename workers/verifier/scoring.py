@@ -3,15 +3,18 @@
 Whatever a verifier does wrong gives `reward: null` and an error that names it, never a zero.
 """
 
+import functools
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
+
+import msgspec
 
 from broker import codec
 from broker.messages import ModelResult, Task, Trajectory, Usage, Verdict
-from broker.trajectory import Node, forest, main_transcript
-from workers.rewards import PackedRollout, Scored, evaluate
+from broker.trajectory import forest, main_transcript
+from workers.rewards import PackedRollout, Scored, evaluate, rollout_with, unpack_rollout
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
 
 #: No reward function may take longer, whatever it says of itself.
@@ -21,32 +24,62 @@ Evaluate = Callable[[RewardSpec], Awaitable[Scored]]
 """Runs one reward function, wherever that is. Raises only what is not a verifier's fault."""
 
 
-def rollout_of(trajectory: Trajectory, task: Task) -> PackedRollout:
-    """What reward functions see. Raises Undecodable where the trajectory contradicts itself."""
-    nodes = forest(trajectory.calls)
-    said = [entry.item for entry in main_transcript(trajectory, nodes)]
-    return PackedRollout(
-        rollout_id=task.rollout_id,
-        row=task.row,
-        prompt=codec.pack(said[: trajectory.prompt_items]),
-        output=codec.pack(said[trajectory.prompt_items :]),
-        status=trajectory.status,
-        error=trajectory.error,
-        state=trajectory.state,
-        steps=sum(isinstance(node.result, ModelResult) for node in nodes.values()),
-        usage=total_usage(nodes),
-    )
+class Unscored:
+    """A finished rollout as its rewards see it: each one its own, whatever another does to it."""
+
+    def __init__(self, trajectory: Trajectory, task: Task) -> None:
+        """Raises Undecodable where the trajectory contradicts itself."""
+        nodes = forest(trajectory.calls)
+        said = [entry.item for entry in main_transcript(trajectory, nodes)]
+        results = [n.result for n in nodes.values() if isinstance(n.result, ModelResult)]
+        self._prompt = said[: trajectory.prompt_items]
+        self._output = said[trajectory.prompt_items :]
+        self._without_items = PackedRollout(
+            rollout_id=task.rollout_id,
+            row=task.row,
+            prompt=b"",
+            output=b"",
+            status=trajectory.status,
+            error=trajectory.error,
+            state=trajectory.state,
+            steps=len(results),
+            usage=total_usage(results),
+        )
+
+    @functools.cached_property
+    def packed(self) -> PackedRollout:
+        """For rewards that run elsewhere."""
+        return msgspec.structs.replace(
+            self._without_items,
+            prompt=codec.pack(self._prompt),
+            output=codec.pack(self._output),
+        )
+
+    def rollout(self, spec: EnvironmentSpec) -> Rollout:
+        """For a reward that runs here. Raises ValueError where its state can't be read."""
+        if len(spec.rewards) > 1:
+            return unpack_rollout(self.packed, spec)
+        # nobody else will look at what this one gets
+        return rollout_with(self._prompt, self._output, self._without_items, spec)
 
 
-def total_usage(nodes: Mapping[str, Node]) -> Usage:
+def total_usage(results: Iterable[ModelResult]) -> Usage:
     """Tokens and money over all model calls."""
-    used = [node.result.usage for node in nodes.values() if isinstance(node.result, ModelResult)]
+    prompt = generated = cached = reasoning = 0
+    cost_usd = 0.0
+    for result in results:
+        used = result.usage
+        prompt += used.prompt_tokens
+        generated += used.generated_tokens
+        cached += used.cached_tokens
+        reasoning += used.reasoning_tokens
+        cost_usd += used.cost_usd
     return Usage(
-        prompt_tokens=sum(u.prompt_tokens for u in used),
-        generated_tokens=sum(u.generated_tokens for u in used),
-        cached_tokens=sum(u.cached_tokens for u in used),
-        reasoning_tokens=sum(u.reasoning_tokens for u in used),
-        cost_usd=sum(u.cost_usd for u in used),
+        prompt_tokens=prompt,
+        generated_tokens=generated,
+        cached_tokens=cached,
+        reasoning_tokens=reasoning,
+        cost_usd=cost_usd,
     )
 
 

@@ -59,8 +59,6 @@ async def evaluate_at_owner(
 
 async def close_session(broker: Broker, task: Task, rollout: str, session: bytes) -> None:
     """Ask its worker to close the session; one that has gone needs no closing."""
-    if not session:
-        return
     call = ToolCall(
         rollout=rollout,
         epoch="",

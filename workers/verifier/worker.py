@@ -42,12 +42,12 @@ from workers.inbox import Inbox
 from workers.isolation import CHILD, Isolation
 from workers.losses import MAX_LOST, Losses
 from workers.owner import Nondeterministic, Owner, Replaced
-from workers.rewards import PackedRollout, Scored, evaluate, unpack_rollout
+from workers.rewards import Scored, evaluate
 from workers.sessions import MAX_ATTEMPTS, SessionGone
 from workers.spec import EnvironmentSpec, RewardSpec
 from workers.verifier.isolated import evaluate_isolated
 from workers.verifier.judge import Judge
-from workers.verifier.scoring import SCORE_TIMEOUT_S, Evaluate, rollout_of, verdict_of
+from workers.verifier.scoring import SCORE_TIMEOUT_S, Evaluate, Unscored, verdict_of
 from workers.verifier.sessions import close_session, evaluate_at_owner
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,8 @@ class VerifierWorker:
                 body = _without_session(trajectory, e)
         if not isinstance(verdict, Verdict):
             return verdict
-        await close_session(self._broker, task, trajectory.rollout, trajectory.session)
+        if trajectory.session:
+            await close_session(self._broker, task, trajectory.rollout, trajectory.session)
         return await self._publish(task, body, verdict)
 
     async def _verdict_patiently(
@@ -202,12 +203,12 @@ class VerifierWorker:
         self, owner: Owner, trajectory: Trajectory, task: Task, spec: EnvironmentSpec
     ) -> Verdict:
         try:
-            packed = rollout_of(trajectory, task)
+            rollout = Unscored(trajectory, task)
         except WireError as e:
             failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
             return Verdict(reward=None, error=failure)
         judge = Judge(owner, task, spec.judge_model)
-        evaluate = self._evaluate(owner, task, spec, packed, trajectory.session, judge)
+        evaluate = self._evaluate(owner, task, spec, rollout, trajectory.session, judge)
         try:
             verdict = await verdict_of(spec, evaluate)
         except Nondeterministic as e:
@@ -219,7 +220,7 @@ class VerifierWorker:
         owner: Owner,
         task: Task,
         spec: EnvironmentSpec,
-        packed: PackedRollout,
+        rollout: Unscored,
         session: bytes,
         judge: Judge,
     ) -> Evaluate:
@@ -229,16 +230,18 @@ class VerifierWorker:
 
         async def run(reward: RewardSpec) -> Scored:
             if reward.needs_session:
-                return await evaluate_at_owner(self._broker, owner, task, reward, packed, session)
+                return await evaluate_at_owner(
+                    self._broker, owner, task, reward, rollout.packed, session
+                )
             timeout_s = self._score_timeout_s
             if isolation and (suspect or reward.isolated or self.losses.too_many):
-                return await evaluate_isolated(isolation, reward, packed, judge, timeout_s)
+                return await evaluate_isolated(isolation, reward, rollout.packed, judge, timeout_s)
             try:
-                rollout = unpack_rollout(packed, spec)
+                seen = rollout.rollout(spec)
             except ValueError as e:
                 message = f"the final state can't be read: {e}"
                 return Scored(error=Failure(kind="verifier", message=message))
-            scored = await evaluate(spec, reward, rollout, judge, timeout_s)
+            scored = await evaluate(spec, reward, seen, judge, timeout_s)
             self.losses.watch(spec.name, reward.name, overdue=scored.overdue, lost=scored.lost)
             return scored
 
@@ -259,6 +262,8 @@ class VerifierWorker:
         crash_at("verifier.after_verdict")
         if not isinstance(finished, Finished):
             raise Replaced(owner.key)
+        if finished.won:
+            return verdict
         first = codec.read(Judged, finished.result)
         return first.verdict if first.digest == digest else verdict
 
