@@ -164,7 +164,10 @@ async def settle(broker: Broker, source: Source, delivery: Delivery) -> None:
         except Exception as e:
             log.exception("unexpected error", extra={"queue": source.queue.name})
             outcome = _after_failure(source, delivery, e)
-        await _apply(broker, source, delivery, outcome)
+        if isinstance(outcome, Ack):  # as nearly all end
+            delivery.ack()
+        else:
+            await _apply(broker, source, delivery, outcome)
     except BaseException:
         delivery.give_back()
         raise
@@ -186,10 +189,10 @@ def _after_failure(source: Source, delivery: Delivery, error: Exception) -> Outc
     return Dead(f"{type(error).__name__}: {error} ({failures} times)")
 
 
-async def _apply(broker: Broker, source: Source, delivery: Delivery, outcome: Outcome) -> None:
+async def _apply(
+    broker: Broker, source: Source, delivery: Delivery, outcome: GiveBack | Later | Dead
+) -> None:
     match outcome:
-        case Ack():
-            delivery.ack()
         case GiveBack():
             delivery.give_back()
         case Later():

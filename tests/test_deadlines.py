@@ -129,3 +129,20 @@ def test_uvloop_whose_timers_go_off_early_cuts_off_too() -> None:
                 group.create_task(cut_after(deadlines, n / 1700))
 
     uvloop.run(scene())
+
+
+def test_a_block_is_cut_before_its_time_but_not_when_it_is_over() -> None:
+    async def scene() -> None:
+        deadlines = Deadlines()
+        deadline = deadlines.within(60.0)
+        asyncio.get_running_loop().call_soon(deadlines.cut, deadline)
+        with pytest.raises(TimeoutError), deadline:
+            await asyncio.Event().wait()
+        assert deadline.expired
+        with (over := deadlines.within(60.0)):
+            pass
+        deadlines.cut(over)
+        await asyncio.sleep(0)  # nobody is cancelled
+        assert not over.expired
+
+    run(scene)

@@ -12,6 +12,7 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery
+from broker.deadlines import Deadlines
 from broker.errors import BrokerError, JournalUnavailable, WireError
 from broker.journal.base import LEASE_RENEW_S, Journal, Owned, Run, Taken
 from broker.messages import Reply
@@ -40,6 +41,7 @@ class Inbox:
         self._journal = journal
         self._sweep_s = sweep_s
         self._owners: dict[str, Owner] = {}
+        self._deadlines = Deadlines()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
@@ -76,7 +78,9 @@ class Inbox:
 
     def own(self, key: str, run: Run, *, stateful: bool = False) -> "_Owning":
         """Make calls for a rollout that was taken, while the context is open."""
-        owner = Owner(self._broker, self._journal, self.worker_id, key, run, stateful)
+        owner = Owner(
+            self._broker, self._journal, self._deadlines, self.worker_id, key, run, stateful
+        )
         return _Owning(self._owners, owner)
 
     def _hear(self, delivery: Delivery) -> None:

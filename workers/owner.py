@@ -18,6 +18,7 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
+from broker.deadlines import Deadlines
 from broker.errors import Unroutable
 from broker.journal.base import (
     CallRef,
@@ -124,7 +125,14 @@ class Owner:
     """One rollout or verification in this worker's hands."""
 
     def __init__(
-        self, broker: Broker, journal: Journal, worker_id: str, key: str, run: Run, stateful: bool
+        self,
+        broker: Broker,
+        journal: Journal,
+        deadlines: Deadlines,
+        worker_id: str,
+        key: str,
+        run: Run,
+        stateful: bool,
     ) -> None:
         self.key = key
         self.run = run
@@ -133,6 +141,7 @@ class Owner:
         self.broker = broker
         self._broker = broker
         self._journal = journal
+        self._deadlines = deadlines
         self._worker_id = worker_id
         self._stateful = stateful
         self._waiting: dict[str, _Waiting] = {}
@@ -156,7 +165,7 @@ class Owner:
     async def _make(self, ask: Ask) -> bytes:
         waiting = self._waiting[ask.path] = _Waiting(ask)
         try:
-            async with asyncio.timeout(waiting.left_s()):
+            with self._deadlines.within(waiting.left_s()):
                 await self._publish(waiting)
                 crash_at("owner.after_publish")
                 answer = await self._answer(waiting)

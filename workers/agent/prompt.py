@@ -23,6 +23,8 @@ _FORWARDED = (
     "user",
 )
 _SAMPLED = ("temperature", "top_p", "max_output_tokens")
+#: What most rows have.
+_NO_OPTIONS = frozenset({"input", "tools", "instructions"})
 
 
 def params_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,7 +77,9 @@ def offered_tools(spec: EnvironmentSpec, row: Mapping[str, Any]) -> bytes:
 def model_options(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
     """Request fields besides conversation and tools; the run's sampling wins over the row's."""
     params = params_of(row)
-    options = {k: params[k] for k in (*_FORWARDED, *_SAMPLED) if params.get(k) is not None}
+    options: dict[str, Any] = {}
+    if not params.keys() <= _NO_OPTIONS:
+        options = {k: params[k] for k in (*_FORWARDED, *_SAMPLED) if params.get(k) is not None}
     sampling = task.sampling
     chosen = {
         "temperature": sampling.temperature,

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from broker import codec
+from broker.deadlines import Deadline, Deadlines
 from broker.errors import BrokerError, JournalUnavailable, TooLarge
 from broker.messages import Failure, Status, Task, Trajectory
 from workers.agent.calls import CallMaker, RolloutEnded
@@ -31,10 +32,11 @@ _OURS = (Replaced, SessionGone, BrokerError, JournalUnavailable)
 class Watch:
     """Lets others end a running rollout from outside."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
         self.cancelled = False
         self.over_budget: Failure | None = None
-        self._timer: asyncio.Timeout | None = None
+        self._deadlines = deadlines
+        self._deadline: Deadline | None = None
 
     def cancel(self) -> None:
         """Its run was cancelled: end it now."""
@@ -47,18 +49,20 @@ class Watch:
         self._end_now()
 
     def _end_now(self) -> None:
-        if self._timer is not None and not self._timer.expired():
-            self._timer.reschedule(asyncio.get_running_loop().time())
+        if self._deadline is not None:
+            self._deadlines.cut(self._deadline)
 
     @property
     def expired(self) -> bool:
         """Whether the rollout was ended by this watch."""
-        return self._timer is not None and self._timer.expired()
+        return self._deadline is not None and self._deadline.expired
 
     async def within(self, seconds: float, work: Awaitable[object]) -> None:
         """Await `work`; TimeoutError when the time is over or the run was cancelled."""
-        over = self.cancelled or self.over_budget is not None
-        async with asyncio.timeout(0.0 if over else max(seconds, 0.0)) as self._timer:
+        self._deadline = self._deadlines.within(max(seconds, 0.0))
+        with self._deadline:
+            if self.cancelled or self.over_budget is not None:
+                self._deadlines.cut(self._deadline)
             await work
 
 

@@ -19,6 +19,7 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
+from broker.deadlines import Deadlines
 from broker.errors import JournalUnavailable, TooLarge
 from broker.journal.base import Committed, Journal, Owned, Run, Runs
 from broker.journal.patience import patiently
@@ -69,9 +70,9 @@ class _Running:
 
     task: Task
     delivery: Delivery
+    watch: Watch
     done: "asyncio.Future[Outcome] | None" = None
     """Where a second delivery waits for its end."""
-    watch: Watch = field(default_factory=Watch)
     held_since: float = field(default_factory=time.monotonic)
     copies_due: int = 0
     """Renewed copies that are on their way to us."""
@@ -106,6 +107,7 @@ class AgentWorker:
         self._inbox = inbox
         self._environments = environments
         self._settings = settings or AgentSettings()
+        self._deadlines = Deadlines()
         self._slots = Slots(self._settings.slots)
         self._running: dict[str, _Running] = {}
         self._late_copies: dict[str, int] = {}
@@ -157,7 +159,7 @@ class AgentWorker:
 
     async def _hold(self, task: Task, spec: EnvironmentSpec, delivery: Delivery) -> Outcome:
         key = task.journal_key
-        running = self._running[key] = _Running(task, delivery)
+        running = self._running[key] = _Running(task, delivery, Watch(self._deadlines))
         outcome: Outcome = GiveBack()
         try:
             await self._slots.acquire(task.lane)
