@@ -16,10 +16,18 @@ class Deadlines:
         self._open: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Kept: to ask for the running loop is a system call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def within(self, seconds: float) -> "Deadline":
         """`with deadlines.within(5.0):` raises TimeoutError as `asyncio.timeout` does."""
-        return Deadline(self, asyncio.get_running_loop().time() + seconds)
+        return Deadline(self, self.loop.time() + seconds)
 
     def enter(self, deadline: "Deadline") -> None:
         """From now on it may expire."""
@@ -41,11 +49,11 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
+        self._timer = self.loop.call_at(at, self._ring)
 
     def _ring(self) -> None:
         # timers of uvloop go off up to half a millisecond early: what was waited for is due
-        due = max(self._rings_at, asyncio.get_running_loop().time())
+        due = max(self._rings_at, self.loop.time())
         self._timer, self._rings_at = None, math.inf
         for deadline in [d for d in self._open if d.at <= due]:
             self._open.discard(deadline)
@@ -65,7 +73,7 @@ class Deadline:
         self._expired = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._deadlines.loop)
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
         self._deadlines.enter(self)

@@ -63,6 +63,13 @@ def test_plain_data_comes_back_as_it_was(value: Any) -> None:
     assert codec.unpack(codec.pack(value)) == value
 
 
+@given(value=plain)
+def test_what_was_read_from_json_is_packed_to_the_same_bytes_as_other_plain_data(
+    value: Any,
+) -> None:
+    assert codec.pack_json(value) == codec.pack(value)
+
+
 @given(values=st.lists(plain, max_size=20))
 def test_values_packed_one_by_one_come_back_at_once(values: list[Any]) -> None:
     assert codec.unpack_each([codec.pack(value) for value in values]) == values

@@ -23,7 +23,9 @@ from broker.messages import Limits, ModelCall, ModelResult, Tokens
 from broker.topology import QueueSpec, ladder_queues
 from sinks import tokens
 from sinks.rows import row_for
+from tests.support.calls import model_call
 from tests.support.rig import Rig, message, tool_call
+from workers.model_gateway.gateway import terms_of
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
 
 ROLLOUTS = 20
@@ -171,6 +173,19 @@ async def test_what_is_packed_and_read_per_rollout_does_not_grow(
     assert per_rollout["pack"] <= 28
     assert per_rollout["read"] <= 21
     assert per_rollout["unpack"] <= 12
+
+
+def test_tools_and_options_are_unpacked_once_for_all_calls_that_say_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: Counter[str] = Counter()
+    monkeypatch.setattr(codec, "unpack", _counting(counts, "unpack", codec.unpack))
+    large = "x" * 40_000  # not kept
+    for described, unpacked in (("a", 2), ("a", 2), ("b", 4), (large, 6), (large, 8)):
+        tools = [{"type": "function", "name": "add", "description": described}]
+        terms = terms_of(model_call(tools=codec.pack(tools), options=codec.pack({"seed": 7})))
+        assert (terms.tools, terms.options) == (tools, {"seed": 7})
+        assert counts["unpack"] == unpacked
 
 
 async def test_what_a_rollout_sends_stays_small() -> None:

@@ -1,6 +1,7 @@
 """Scripted policies through the gateway."""
 
 import asyncio
+import copy
 from typing import Any
 
 import pytest
@@ -46,6 +47,21 @@ async def test_a_policy_that_raises_fails_its_call_and_says_why() -> None:
     assert result.error is not None
     assert result.error.kind == "model"
     assert "no idea" in result.error.message
+
+
+async def test_a_policy_that_changes_the_tools_it_is_given_changes_nobody_elses() -> None:
+    tool = {"type": "function", "name": "add", "parameters": {"type": "object"}}
+    seen = []
+
+    def policy(request: PolicyRequest) -> str:
+        seen.append(copy.deepcopy(request.tools))
+        request.tools[0].clear()
+        return "done"
+
+    async with serving(environments=[environment(policy)]) as caller:
+        for _ in range(2):
+            await caller.ask(model="scripted/demo", tools=[tool])
+    assert seen == [[tool], [tool]]
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, BaseException])

@@ -44,7 +44,7 @@ def chat_result(
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise unusable(f"it has no choices{instead(answer)}")
     try:
-        items = codec.pack(completed(assistant_items(message), request))
+        items = codec.pack_json(completed(assistant_items(message), request))
     except MALFORMED as e:
         raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
     return ModelResult(

@@ -80,7 +80,7 @@ class _Exchange:
         self._left = asyncio.Event()
         self._body: bytes | None = body
         self._status = 0
-        self._headers: dict[str, str] = {}
+        self._head: dict[bytes, bytes] = {}
         self._parts = bytearray()
 
     def leave(self) -> None:
@@ -107,13 +107,13 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = message.get("headers", ())
-            self._headers = {k.decode().lower(): v.decode("latin-1") for k, v in headers}
+            self._head = {bytes(name).lower(): bytes(value) for name, value in headers}
         elif message["type"] == "http.response.body":
             self._parts += message.get("body", b"")
             if len(self._parts) > MAX_ANSWER_BYTES:
                 self.fail(too_large())
             elif not message.get("more_body") and not self.answer.done():
-                self.answer.set_result(Answer(self._status, self._headers, bytes(self._parts)))
+                self.answer.set_result(Answer(self._status, self._head, bytes(self._parts)))
 
 
 def _scope(method: str, path: str, body: bytes) -> Message:

@@ -24,9 +24,14 @@ class Answer(NamedTuple):
     """What came back."""
 
     status: int
-    headers: Mapping[str, str]
-    """Names in lower case."""
+    head: Mapping[bytes, bytes]
+    """Headers as they came, names in lower case."""
     body: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As text: for errors, since answers need none of them."""
+        return {k.decode("latin-1"): v.decode("latin-1") for k, v in self.head.items()}
 
 
 class Broken(ConnectionError):
@@ -117,15 +122,15 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """(httptools)"""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._head[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """(httptools)"""
         self._status = self._parser.get_status_code()
         self._interim = self._status < 200
         if not self._interim:
-            length = self._headers.get("content-length")
-            chunked = "transfer-encoding" in self._headers
+            length = self._head.get(b"content-length")
+            chunked = b"transfer-encoding" in self._head
             self._in_body, self._until_closed = True, length is None and not chunked
             if length is not None and int(length) > MAX_ANSWER_BYTES:
                 self._fail(too_large())
@@ -140,7 +145,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """(httptools)"""
         if self._interim:
-            self._headers.clear()
+            self._head.clear()
         elif self._waiter is not None:
             keep = self._parser.should_keep_alive()
             self._deliver()
@@ -149,16 +154,14 @@ class Connection(asyncio.Protocol):
 
     def _deliver(self) -> None:
         parts, waiter, self._waiter = self._parts, self._waiter, None
-        answer = Answer(
-            self._status, self._headers, parts[0] if len(parts) == 1 else b"".join(parts)
-        )
+        answer = Answer(self._status, self._head, parts[0] if len(parts) == 1 else b"".join(parts))
         self._reset()
         self._reused, self.idle_since = True, time.monotonic()
         if waiter is None or waiter.done():
             return
         try:
             waiter.set_result(
-                answer if "content-encoding" not in answer.headers else _decoded(answer)
+                answer if b"content-encoding" not in answer.head else _decoded(answer)
             )
         except (Broken, zlib.error) as e:
             waiter.set_exception(e if isinstance(e, Broken) else Broken(f"its body: {e}"))
@@ -170,7 +173,7 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(error)
 
     def _reset(self) -> None:
-        self._headers: dict[str, str] = {}
+        self._head: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         self._status = self._body_bytes = self._raw_bytes = 0
         self._in_body = self._until_closed = self._interim = False

@@ -7,7 +7,6 @@ the server's generation config would fill in what is left out.
 
 import contextlib
 import functools
-import secrets
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import msgspec
 
 from broker import codec
 from broker.messages import ModelResult, Tokens, VersionSpan
+from broker.names import new_id
 from broker.topology import Lane
 from workers.model_gateway.answer_chat import chat_usage, instead, json_object
 from workers.model_gateway.answers import completed
@@ -215,7 +215,7 @@ class VllmBackend:
         choice = answer.choices[0]
         tokens = _tokens(answer, choice)
         try:
-            items = codec.pack(completed(assistant_items(choice.message), request))
+            items = codec.pack_json(completed(assistant_items(choice.message), request))
         except MALFORMED as e:
             raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
         return ModelResult(
@@ -239,7 +239,7 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
     return {
         "model": request.model,
         "messages": messages_of(request.items),
-        "request_id": f"{request.request_id}:{secrets.token_hex(4)}",
+        "request_id": f"{request.request_id}:{new_id()[:8]}",
         **_fields(request.terms, request.lane),
     }
 
