@@ -3,15 +3,18 @@
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth
 from broker.errors import QueueFull, Unroutable, WarrenError
 from broker.journal.base import Journal, Run
 from broker.metrics import Metrics
+from broker.series import Spread, Value
 from broker.topology import QueueSpec
 
 
+@lru_cache(1024)
 def family(name: str) -> str:
     """`task` of `warren.q.v1.task.normal.calculator` or `warren.x.v1.task`."""
     words = name.split(".", 4)
@@ -37,7 +40,7 @@ class MeteredBroker:
         await self._broker.declare(queues)
 
     async def publish(self, message: Outgoing) -> None:
-        exchange, outcome, started = family(message.exchange), "failed", time.monotonic()
+        outcome, started = "failed", time.monotonic()
         try:
             await self._broker.publish(message)
             outcome = "confirmed"
@@ -48,7 +51,8 @@ class MeteredBroker:
             outcome = "full"
             raise
         finally:
-            self._metrics.published.labels(exchange, outcome).inc()
+            exchange = family(message.exchange)
+            self._metrics.published.labels(exchange, outcome).now += 1
             self._metrics.confirm_s.labels(exchange).observe(time.monotonic() - started)
 
     def publish_hint(self, message: Outgoing) -> None:
@@ -59,17 +63,17 @@ class MeteredBroker:
     async def consume(
         self, queue: str, prefetch: int, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
-        name, metrics = family(queue), self._metrics
+        slots, counts = self._metrics.slots.labels(family(queue)), _Counts(queue, self._metrics)
 
         def counted(delivery: Delivery) -> None:
-            on_delivery(MeteredDelivery(delivery, name, metrics))
+            on_delivery(MeteredDelivery(delivery, counts))
 
         async with self._broker.consume(queue, prefetch, counted):
-            metrics.slots.labels(name).inc(prefetch)
+            slots.inc(prefetch)
             try:
                 yield
             finally:
-                metrics.slots.labels(name).dec(prefetch)
+                slots.dec(prefetch)
 
     async def depth(self, queue: str) -> QueueDepth | None:
         return await self._broker.depth(queue)
@@ -81,22 +85,49 @@ class MeteredBroker:
         await self._broker.close()
 
 
+class _Counts:
+    """What is counted of one consumer's deliveries, looked up once."""
+
+    def __init__(self, queue: str, metrics: Metrics) -> None:
+        self._family = family(queue)
+        self._metrics = metrics
+        self._in_hand = metrics.in_hand.labels(self._family)
+        self._delivered: dict[bool, Value] = {}
+        self._settled: dict[str, tuple[Value, Spread]] = {}
+
+    def delivered(self, redelivered: bool) -> None:
+        """One came."""
+        counter = self._delivered.get(redelivered)
+        if counter is None:
+            label = "yes" if redelivered else "no"
+            counter = self._metrics.delivered.labels(self._family, label)
+            self._delivered[redelivered] = counter
+        counter.now += 1
+        self._in_hand.now += 1
+
+    def settled(self, outcome: str, held_s: float) -> None:
+        """One went."""
+        series = self._settled.get(outcome)
+        if series is None:
+            ended = self._metrics.settled.labels(self._family, outcome)
+            series = (ended, self._metrics.held_s.labels(self._family, outcome))
+            self._settled[outcome] = series
+        series[0].now += 1
+        series[1].observe(held_s)
+        self._in_hand.now -= 1
+
+
 class MeteredDelivery:
     """See base.Delivery."""
 
-    __slots__ = ("_delivery", "_family", "_metrics", "_since")
+    __slots__ = ("_counts", "_delivery", "_since", "body")
 
-    def __init__(self, delivery: Delivery, family: str, metrics: Metrics) -> None:
+    def __init__(self, delivery: Delivery, counts: _Counts) -> None:
+        self.body = delivery.body
         self._delivery = delivery
-        self._family = family
-        self._metrics = metrics
+        self._counts = counts
         self._since: float | None = time.monotonic()
-        metrics.delivered.labels(family, "yes" if delivery.redelivered else "no").inc()
-        metrics.in_hand.labels(family).inc()
-
-    @property
-    def body(self) -> bytes:
-        return self._delivery.body
+        counts.delivered(delivery.redelivered)
 
     @property
     def kind(self) -> str:
@@ -135,12 +166,9 @@ class MeteredDelivery:
         self._delivery.give_back()
 
     def _settled(self, outcome: str) -> None:
-        if self._since is None:
-            return
-        self._metrics.settled.labels(self._family, outcome).inc()
-        self._metrics.held_s.labels(self._family, outcome).observe(time.monotonic() - self._since)
-        self._metrics.in_hand.labels(self._family).dec()
-        self._since = None
+        if self._since is not None:
+            self._counts.settled(outcome, time.monotonic() - self._since)
+            self._since = None
 
 
 #: Operations whose answer is counted too: they tell replays, duplicates, mismatches, losses.
@@ -168,6 +196,11 @@ def _counted(
     op: str, call: Callable[..., Awaitable[Any]], metrics: Metrics
 ) -> Callable[..., Awaitable[Any]]:
     seconds, errors = metrics.journal_s.labels(op), metrics.journal_errors.labels(op)
+    answers: dict[type[Any], Value] = {}
+
+    def answered(kind: type[Any]) -> Value:
+        answers[kind] = metrics.journal_results.labels(op, kind.__name__.lower())
+        return answers[kind]
 
     async def counted(*args: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
@@ -179,9 +212,10 @@ def _counted(
         finally:
             seconds.observe(time.monotonic() - started)
         if op in _ANSWERS:
-            metrics.journal_results.labels(op, type(answer).__name__.lower()).inc()
-        if isinstance(answer, Run):
-            metrics.replayed_calls.labels().inc(len(answer.results))
+            kind = type(answer)
+            (answers.get(kind) or answered(kind)).now += 1
+            if kind is Run:
+                metrics.replayed_calls.labels().inc(len(answer.results))
         return answer
 
     return counted
