@@ -7,12 +7,15 @@ that waits on it learns why, at once; there is nothing to repair, only a new one
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from pamqp import base, commands, frame
 
 from broker import amqp_frames as frames
 from broker.amqp_link import Link
+
+_CONTENT: Final = frozenset({frames.BASIC_DELIVER, frames.BASIC_RETURN})
+_CONFIRMS: Final = frozenset({frames.BASIC_ACK, frames.BASIC_NACK})
 
 
 class ChannelDied(Exception):
@@ -68,32 +71,39 @@ class Channel:
             self._closing = True
             self._send(commands.Channel.Close(200, "done", 0, 0))
 
-    def on_frame(self, type_: int, payload: bytes, whole: bytes) -> None:
+    def on_frame(self, type_: int, payload: bytes) -> None:
         if type_ == frames.METHOD:
-            self._on_method(frames.method_of(payload), payload, whole)
+            self._on_method(frames.method_of(payload), payload)
         elif type_ == frames.HEADER:
-            self._header, self._parts = payload, []
+            self._header = payload
             self._missing = frames.body_size(payload)
-            self._maybe_complete()
+            if not self._missing:
+                self._complete(b"")
         elif type_ == frames.BODY:
-            self._parts.append(payload)
             self._missing -= len(payload)
-            self._maybe_complete()
+            if self._missing > 0 or self._parts:
+                self._parts.append(payload)
+            if self._missing <= 0:
+                parts, self._parts = self._parts, []
+                self._complete(b"".join(parts) if parts else payload)
 
-    def _on_method(self, method: int, payload: bytes, whole: bytes) -> None:
-        if method in {frames.BASIC_DELIVER, frames.BASIC_RETURN}:
+    def _on_method(self, method: int, payload: bytes) -> None:
+        if method in _CONTENT:
             self._content = (method, payload)
-        elif method in {frames.BASIC_ACK, frames.BASIC_NACK}:
+        elif method in _CONFIRMS:
             tag, multiple = frames.confirmation(payload)
             self.on_confirm(tag, multiple, method == frames.BASIC_ACK)
         elif method == frames.CHANNEL_CLOSE:
-            self._on_close(frame.unmarshal(whole)[2])
+            self._on_close(self._unmarshal(payload))
         elif method == frames.BASIC_CANCEL:
             self.on_cancelled()
         elif method == frames.CHANNEL_FLOW:
             self.say(commands.Channel.FlowOk(active=True))
         else:
-            self._on_answer(frame.unmarshal(whole)[2])
+            self._on_answer(self._unmarshal(payload))
+
+    def _unmarshal(self, payload: bytes) -> Any:
+        return frame.unmarshal(frames.method_frame(self.number, payload))[2]
 
     def _on_answer(self, answer: Any) -> None:
         future = self._answers.popleft()
@@ -106,12 +116,11 @@ class Channel:
         self.say(commands.Channel.CloseOk())
         self._die(ChannelDied(int(reason.reply_code), str(reason.reply_text)))
 
-    def _maybe_complete(self) -> None:
-        if self._missing > 0 or self._content is None or self._header is None:
+    def _complete(self, body: bytes) -> None:
+        if self._content is None or self._header is None:
             return
         (method, payload), header = self._content, self._header
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._content, self._header, self._parts = None, None, []
+        self._content, self._header = None, None
         if method == frames.BASIC_DELIVER:
             self.on_deliver(payload, header, body)
         else:

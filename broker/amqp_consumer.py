@@ -6,6 +6,7 @@ had in hand is settled.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 
 from pamqp import commands
@@ -17,16 +18,15 @@ from broker.base import Header, OnDelivery
 
 
 class RabbitDelivery:
-    """A message in hand (base.Delivery). Headers are read when somebody looks at them."""
+    """A message in hand (base.Delivery). What came with it is read when somebody looks at it."""
 
     __slots__ = (
         "_channel",
         "_content",
+        "_payload",
         "_properties",
         "_tag",
         "body",
-        "exchange",
-        "key",
         "queue",
         "redelivered",
     )
@@ -34,8 +34,9 @@ class RabbitDelivery:
     def __init__(
         self, channel: "ConsumerChannel", payload: bytes, content: bytes, body: bytes
     ) -> None:
-        self._tag, self.redelivered, self.exchange, self.key = frames.delivery(payload)
+        self._tag, self.redelivered = frames.delivery(payload)
         self._channel = channel
+        self._payload = payload
         self._content = content
         self._properties: frames.Properties | None = None
         self.body = body
@@ -49,6 +50,14 @@ class RabbitDelivery:
     @property
     def headers(self) -> Mapping[str, Header]:
         return self._read().headers
+
+    @property
+    def exchange(self) -> str:
+        return frames.address(self._payload)[0]
+
+    @property
+    def key(self) -> str:
+        return frames.address(self._payload)[1]
 
     @property
     def live(self) -> bool:
@@ -106,6 +115,7 @@ class ConsumerChannel(Channel):
         self.unsettled: dict[int, RabbitDelivery] = {}
         """By delivery tag, in the order in which they came."""
         self._loop = asyncio.get_running_loop()
+        self._came: deque[RabbitDelivery] = deque()
         self._acked: list[int] = []
         self._given_back: list[int] = []
         super().__init__(link)
@@ -126,15 +136,22 @@ class ConsumerChannel(Channel):
         self._close_when_empty()
 
     def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
-        delivery = RabbitDelivery(self, payload, header, body)
-        self._loop.call_soon(self._hand_over, delivery)
+        if not self._came:
+            self._loop.call_soon(self._hand_over)
+        self._came.append(RabbitDelivery(self, payload, header, body))
 
-    def _hand_over(self, delivery: RabbitDelivery) -> None:
-        """In a turn of its own: a caller's bug is the loop's to report, not the socket's end."""
-        if self.consumer.stopped:
-            delivery.give_back()
-        elif delivery.live:
-            self.consumer.on_delivery(delivery)
+    def _hand_over(self) -> None:
+        """All that came at once. A caller's bug is the loop's to report, and nobody else's end."""
+        try:
+            while self._came:
+                delivery = self._came.popleft()
+                if self.consumer.stopped:
+                    delivery.give_back()
+                elif delivery.live:
+                    self.consumer.on_delivery(delivery)
+        finally:
+            if self._came:
+                self._loop.call_soon(self._hand_over)
 
     def settle(self, tag: int, *, done: bool) -> None:
         """Forget it, and tell the broker at the end of this turn."""

@@ -36,6 +36,7 @@ _FRAME: Final = struct.Struct(">BHI")
 _METHOD: Final = struct.Struct(">I")
 _TAG: Final = struct.Struct(">QB")
 _CONTENT: Final = struct.Struct(">HHQH")
+_HEADER: Final = struct.Struct(">BHIHHQH")
 _SETTLE: Final = struct.Struct(">BHIIQBB")
 
 _HAS_HEADERS: Final = 1 << 13
@@ -65,33 +66,31 @@ class Properties(NamedTuple):
 
 def method_of(payload: bytes) -> int:
     """Which method a method frame holds."""
-    (method,) = _METHOD.unpack_from(payload)
-    return int(method)
+    method: int = _METHOD.unpack_from(payload)[0]
+    return method
+
+
+def method_frame(channel: int, payload: bytes) -> bytes:
+    """The whole frame again, as pamqp reads it."""
+    return _FRAME.pack(METHOD, channel, len(payload)) + payload + END
 
 
 def publish(
-    channel: int, message: Outgoing, message_id: str, *, mandatory: bool, frame_max: int
+    channel: int, message: Outgoing, message_id: bytes, *, mandatory: bool, frame_max: int
 ) -> list[bytes]:
     """A whole message as the pieces of one write. Nothing may come between them on its channel."""
-    method = _publish_method(message.exchange, message.key, mandatory)
-    content = _content_header(message, message_id)
-    head = [
-        _FRAME.pack(METHOD, channel, len(method)),
-        method,
-        END,
-        _FRAME.pack(HEADER, channel, len(content)),
-        content,
-        END,
-    ]
     body, room = message.body, frame_max - FRAME_OVERHEAD
-    if len(body) <= room:
-        if body:
-            head += (_FRAME.pack(BODY, channel, len(body)), body, END)
-        return head
+    pieces = [
+        _publish_frame(channel, message.exchange, message.key, mandatory),
+        _header_frame(channel, message, message_id),
+    ]
+    if 0 < len(body) <= room:
+        pieces += (_FRAME.pack(BODY, channel, len(body)), body, END)
+        return pieces
     for start in range(0, len(body), room):
         part = body[start : start + room]
-        head += (_FRAME.pack(BODY, channel, len(part)), part, END)
-    return head
+        pieces += (_FRAME.pack(BODY, channel, len(part)), part, END)
+    return pieces
 
 
 def ack(channel: int, tag: int, *, multiple: bool = False) -> bytes:
@@ -110,15 +109,18 @@ def confirmation(payload: bytes) -> tuple[int, bool]:
     return tag, bool(bits & 1)
 
 
-def delivery(payload: bytes) -> tuple[int, bool, str, str]:
-    """(delivery tag, redelivered, exchange, routing key) of a Basic.Deliver."""
-    at = 5 + payload[4]  # after the consumer tag
-    tag, redelivered = _TAG.unpack_from(payload, at)
-    at += 9
-    size = payload[at]
-    exchange = payload[at + 1 : at + 1 + size].decode()
-    at += 1 + size
-    return tag, bool(redelivered & 1), exchange, payload[at + 1 : at + 1 + payload[at]].decode()
+def delivery(payload: bytes) -> tuple[int, bool]:
+    """(delivery tag, redelivered) of a Basic.Deliver."""
+    tag, redelivered = _TAG.unpack_from(payload, 5 + payload[4])  # after the consumer tag
+    return tag, bool(redelivered & 1)
+
+
+def address(payload: bytes) -> tuple[str, str]:
+    """(exchange, routing key) of a Basic.Deliver."""
+    at = 5 + payload[4] + 9
+    key_at = at + 1 + payload[at]
+    exchange, key = payload[at + 1 : key_at], payload[key_at + 1 : key_at + 1 + payload[key_at]]
+    return exchange.decode(), key.decode()
 
 
 def body_size(content: bytes) -> int:
@@ -138,6 +140,10 @@ def properties(content: bytes) -> Properties:
 def _properties(content: bytes) -> Properties:
     flags: int = _CONTENT.unpack_from(content)[3]
     at, kind, message_id = 14, "", ""
+    if flags == _HAS_MODE | _HAS_TYPE:  # a reply, or what no publisher waits for
+        return Properties(_text(content, 15), {}, "")
+    if flags == _HAS_MODE | _HAS_ID | _HAS_TYPE:
+        return Properties(_text(content, 16 + content[15]), {}, _text(content, 15))
     headers: Mapping[str, Header] = {}
     for bit in range(15, 2, -1):
         if not flags >> bit & 1:
@@ -164,35 +170,38 @@ def _plain(table: Mapping[str, Any]) -> Mapping[str, Header]:
     return {k: v for k, v in table.items() if isinstance(v, (str, int))}
 
 
+def _text(content: bytes, at: int) -> str:
+    return content[at + 1 : at + 1 + content[at]].decode()
+
+
 @functools.lru_cache(4096)
-def _publish_method(exchange: str, key: str, mandatory: bool) -> bytes:
+def _publish_frame(channel: int, exchange: str, key: str, mandatory: bool) -> bytes:
     name, route = exchange.encode(), key.encode()
     if len(name) > 255 or len(route) > 255:
         raise ValueError(f"exchange and routing key are at most 255 bytes: {exchange} {key}")
     words = bytes([len(name)]) + name + bytes([len(route)]) + route
-    return b"\x00\x3c\x00\x28\x00\x00" + words + bytes([mandatory])
+    method = b"\x00\x3c\x00\x28\x00\x00" + words + bytes([mandatory])
+    return _FRAME.pack(METHOD, channel, len(method)) + method + END
 
 
-def _content_header(message: Outgoing, message_id: str) -> bytes:
-    flags, table = _HAS_MODE | _HAS_ID | _HAS_TYPE, b""
+def _header_frame(channel: int, message: Outgoing, message_id: bytes) -> bytes:
+    flags = _HAS_MODE | _HAS_TYPE
+    table = expiration = named = b""
     if message.headers:
         flags |= _HAS_HEADERS
         table = encode.field_table(dict(message.headers))
-    expiration = b""
     if message.expires_s is not None:
         flags |= _HAS_EXPIRATION
-        text = b"%d" % max(message.expires_s * 1000, 0)
-        expiration = bytes([len(text)]) + text
-    kind, id_ = message.kind.encode(), message_id.encode()
-    return b"".join(
-        (
-            _CONTENT.pack(_BASIC, 0, len(message.body), flags),
-            table,
-            b"\x02" if message.persistent else b"\x01",
-            expiration,
-            bytes([len(id_)]),
-            id_,
-            bytes([len(kind)]),
-            kind,
-        )
-    )
+        expiration = _short(b"%d" % max(message.expires_s * 1000, 0))
+    if message_id:
+        flags |= _HAS_ID
+        named = _short(message_id)
+    mode = b"\x02" if message.persistent else b"\x01"
+    properties = b"".join((table, mode, expiration, named, _short(message.kind.encode()), END))
+    size = 13 + len(properties)
+    head = _HEADER.pack(HEADER, channel, size, _BASIC, 0, len(message.body), flags)
+    return head + properties
+
+
+def _short(text: bytes) -> bytes:
+    return bytes((len(text),)) + text

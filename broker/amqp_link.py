@@ -36,7 +36,7 @@ _CLOSE_OK: Final = frame.marshal(commands.Connection.CloseOk(), 0)
 class FrameTaker(Protocol):
     """A channel, as the wire sees it."""
 
-    def on_frame(self, type_: int, payload: bytes, whole: bytes) -> None: ...
+    def on_frame(self, type_: int, payload: bytes) -> None: ...
     def on_lost(self) -> None: ...
     def collect(self) -> bytes:
         """What it has to say now (settlements), for this turn's flush."""
@@ -85,16 +85,15 @@ class Wire(asyncio.StreamReaderProtocol):
             end = at + FRAME_OVERHEAD + length
             if end > size:
                 break
-            self._route(type_, number, buffer[at:end])
+            channel = self.channels.get(number)
+            if channel is not None:
+                channel.on_frame(type_, buffer[at + 7 : end - 1])
+            elif number < self.ours:  # else it was for a channel that we have closed
+                self._to_driver(type_, number, buffer[at:end])
             at = end
         self._rest = buffer[at:] if at else buffer
 
-    def _route(self, type_: int, number: int, whole: bytes) -> None:
-        if number >= self.ours:
-            channel = self.channels.get(number)
-            if channel is not None:  # else it was for a channel that we have closed
-                channel.on_frame(type_, whole[7:-1], whole)
-            return
+    def _to_driver(self, type_: int, number: int, whole: bytes) -> None:
         if number == 0 and type_ == METHOD:
             self._watch(method_of(whole[7:11]))
         super().data_received(whole)

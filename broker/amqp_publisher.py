@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
+import msgspec
 from pamqp import commands
 
 from broker import amqp_frames as frames
@@ -29,8 +30,7 @@ LATE_HINTS_BYTES: Final = 64 * 1024 * 1024
 MAX_DEATHS: Final = 5
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct):
     message: Outgoing
     done: asyncio.Future[None]
     since_s: float = math.inf
@@ -58,14 +58,14 @@ class Publisher:
         self._closed = False
         self.hints_lost = 0
 
-    async def publish(self, message: Outgoing) -> None:
-        """Return when it is confirmed."""
+    def publish(self, message: Outgoing) -> asyncio.Future[None]:
+        """Done when it is confirmed."""
         if self._closed:
             raise BrokerClosed("this broker connection was closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._backlog.append(_Pending(message, done))
         self.pump()
-        await done
+        return done
 
     def hint(self, message: Outgoing) -> None:
         """Send without confirmation; while the socket is full a bounded lot of them waits."""
@@ -83,7 +83,7 @@ class Publisher:
         try:
             if self._hints is None or self._hints.died is not None:
                 self._hints = Channel(link)
-            pieces = _pieces(link, self._hints.number, message, "hint", mandatory=False)
+            pieces = _pieces(link, self._hints.number, message, b"", mandatory=False)
         except (ChannelDied, ValueError):
             self.hints_lost += 1
         else:
@@ -111,6 +111,11 @@ class Publisher:
             if not pending.done.done():  # else its caller was cancelled
                 pending.since_s = self._clock_s
                 channel.send(link, pending)
+
+    def on_room(self) -> None:
+        """The window has room again."""
+        if self._backlog:
+            self.pump()
 
     def tick(self, seconds: float) -> None:
         """Time passed: give up what has waited for too long."""
@@ -183,7 +188,7 @@ class _ConfirmChannel(Channel):
     def send(self, link: Link, pending: _Pending) -> None:
         tag = self._last_tag + 1
         try:
-            pieces = _pieces(link, self.number, pending.message, str(tag), mandatory=True)
+            pieces = _pieces(link, self.number, pending.message, b"%d" % tag, mandatory=True)
         except ValueError as e:
             pending.done.set_exception(BrokerError(str(e)))
             return
@@ -200,9 +205,9 @@ class _ConfirmChannel(Channel):
         if not multiple:
             self._settle(tag, taken)
         else:
-            for earlier in [t for t in self.unconfirmed if t <= tag]:
+            for earlier in list(takewhile(tag.__ge__, self.unconfirmed)):
                 self._settle(earlier, taken)
-        self._publisher.pump()
+        self._publisher.on_room()
 
     def _settle(self, tag: int, taken: bool) -> None:
         pending = self.unconfirmed.pop(tag, None)
@@ -220,7 +225,7 @@ class _ConfirmChannel(Channel):
 
 
 def _pieces(
-    link: Link, number: int, message: Outgoing, message_id: str, *, mandatory: bool
+    link: Link, number: int, message: Outgoing, message_id: bytes, *, mandatory: bool
 ) -> list[bytes]:
     return frames.publish(
         number, message, message_id, mandatory=mandatory, frame_max=link.frame_max
