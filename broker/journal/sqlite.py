@@ -181,6 +181,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise Unreachable(f"{path} is a journal of another version of Warren ({version})")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA secure_delete = OFF")  # Debian overwrites whatever is deleted
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see Database._copy_log
         db.executescript(TABLES)
         db.execute(f"PRAGMA user_version = {_VERSION}")
