@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from broker.base import Header, Outgoing
 from broker.errors import BrokerError, QueueFull, Unroutable
 from broker.topology import ExchangeSpec, ExchangeType, QueueSpec, topic_matches
@@ -22,8 +24,7 @@ DEAD_LETTER_RETRY_S: Final = 1.0
 MAX_ROUTES: Final = 4096
 
 
-@dataclass(slots=True)
-class Stored:
+class Stored(msgspec.Struct, eq=False):
     """A message in one queue."""
 
     exchange: str
@@ -114,9 +115,12 @@ class MemoryNode:
         queues = self._route(message.exchange, message.key)
         if not queues:
             raise Unroutable(message.exchange, message.key)
-        refused = [q for q in queues if not q.offer(_stored(message))]
-        if refused:
-            raise QueueFull(f"queue {refused[0].spec.name} is full")
+        full = None
+        for queue in queues:
+            if not queue.offer(_stored(message)):
+                full = full or queue
+        if full is not None:
+            raise QueueFull(f"queue {full.spec.name} is full")
 
     def _exchange(self, spec: ExchangeSpec) -> "_Exchange":
         exchange = self._exchanges.setdefault(spec.name, _Exchange(spec.type, {}))
@@ -185,8 +189,8 @@ class MemoryQueue:
             if self._rejects:
                 return False
             self._bury(self.ready.popleft(), "maxlen")
-        ttl_s = min(self._ttl_s, message.expires_s)
-        if ttl_s < math.inf:
+        if self._ttl_s < math.inf or message.expires_s < math.inf:
+            ttl_s = min(self._ttl_s, message.expires_s)
             message.expires_at = self._loop.time() + ttl_s
             self._may_expire = True
         self.ready.append(message)
@@ -220,7 +224,8 @@ class MemoryQueue:
     def _hand_out(self) -> None:
         self._woken = False
         try:
-            self._expire()
+            if self._may_expire:
+                self._expire()
             while self.ready and (consumer := self._next_consumer()) is not None:
                 consumer.take(self.ready.popleft())
         except BaseException:
@@ -268,10 +273,14 @@ class MemoryQueue:
 
 
 def _stored(message: Outgoing) -> Stored:
-    stored = Stored(message.exchange, message.key, message.body, message.kind, message.headers)
-    if message.expires_s is not None:
-        stored.expires_s = message.expires_s
-    return stored
+    return Stored(
+        message.exchange,
+        message.key,
+        message.body,
+        message.kind,
+        message.headers,
+        expires_s=math.inf if message.expires_s is None else message.expires_s,
+    )
 
 
 def _difference(known: QueueSpec, asked: QueueSpec) -> str:
