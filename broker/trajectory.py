@@ -7,7 +7,7 @@ chain of parents from its first call on. A record that contradicts itself is Und
 
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -79,6 +79,14 @@ def read_item(packed: bytes) -> Item:
     return item
 
 
+def _items(packed: Sequence[bytes]) -> list[Item]:
+    """Unpack items that were packed one by one."""
+    items = codec.unpack_each(packed) if packed else []
+    if not all(isinstance(item, dict) for item in items):
+        raise Undecodable("not an item")
+    return items
+
+
 def forest(packed_calls: Iterable[bytes]) -> dict[str, Node]:
     """All calls by path, in the order they were begun (`Trajectory.calls`, `Verdict.calls`)."""
     return {node.record.path: node for node in map(read_call, packed_calls)}
@@ -112,7 +120,7 @@ def call_input(nodes: Mapping[str, Node], path: str) -> list[Item]:
         shared = node.record.shared_items
         if not 0 <= shared <= len(kept):
             raise Undecodable(f"call {node.record.path!r} keeps {shared} of {len(kept)} items")
-        given = kept[:shared] + [read_item(item) for item in node.record.new_items]
+        given = kept[:shared] + _items(node.record.new_items)
         kept = [*given, *node.output]
     return given
 
@@ -123,7 +131,7 @@ def conversation(nodes: Mapping[str, Node], path: str) -> list[Item]:
 
 
 def transcript(
-    nodes: Mapping[str, Node], path: str | None, tail_items: Iterable[bytes] = ()
+    nodes: Mapping[str, Node], path: str | None, tail_items: Sequence[bytes] = ()
 ) -> list[Entry]:
     """All that was said on the branch that ends at `path`, in order, then `tail_items`.
 
@@ -132,9 +140,9 @@ def transcript(
     """
     said: list[Entry] = []
     for node in chain(nodes, path) if path is not None else ():
-        said += [Entry(read_item(item), None) for item in node.record.new_items]
+        said += [Entry(item, None) for item in _items(node.record.new_items)]
         said += [Entry(item, node.record.path) for item in node.output]
-    return said + [Entry(read_item(item), None) for item in tail_items]
+    return said + [Entry(item, None) for item in _items(tail_items)]
 
 
 def main_transcript(trajectory: Trajectory, nodes: Mapping[str, Node]) -> list[Entry]:

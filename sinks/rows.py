@@ -10,7 +10,6 @@ output item, all three arrays or none. A rollout that failed has an empty respon
 said stands in `warren.branches`, as do the calls of other branches. NaN never reaches JSON.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -71,8 +70,7 @@ class NotARow(WarrenError):
     """This result can't be written as a row; the text says what is wrong with it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """A row ready to be written."""
 
     data: bytes

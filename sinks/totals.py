@@ -1,6 +1,5 @@
 """What a row says for the accounts: read from its bytes without unpacking its tokens."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -12,8 +11,7 @@ class BadRow(ValueError):
     """These bytes are no row of Warren's; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowSummary:
+class RowSummary(msgspec.Struct, frozen=True):
     """One row in the accounts of its run."""
 
     run: str
