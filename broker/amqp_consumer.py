@@ -41,7 +41,8 @@ class RabbitDelivery:
         self._properties: frames.Properties | None = None
         self.body = body
         self.queue = channel.consumer.queue
-        channel.unsettled[self._tag] = self
+        if channel.consumer.prefetch is not None:
+            channel.unsettled[self._tag] = self
 
     @property
     def kind(self) -> str:
@@ -78,9 +79,10 @@ class RabbitDelivery:
 class Consumer:
     """What a caller asked for; it outlives the channels that serve it."""
 
-    def __init__(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
+    def __init__(self, queue: str, prefetch: int | None, on_delivery: OnDelivery) -> None:
         self.queue = queue
         self.prefetch = prefetch
+        """None: the broker forgets each message as it sends it."""
         self.on_delivery = on_delivery
         self.channel: ConsumerChannel | None = None
         self.stopped = False
@@ -123,9 +125,10 @@ class ConsumerChannel(Channel):
     async def begin(self) -> None:
         """Raises ChannelDied."""
         self.consuming = True
+        queue, prefetch = self.consumer.queue, self.consumer.prefetch
         await self.ask(
-            commands.Basic.Qos(prefetch_count=self.consumer.prefetch),
-            commands.Basic.Consume(queue=self.consumer.queue, consumer_tag="c"),
+            commands.Basic.Qos(prefetch_count=prefetch or 0),
+            commands.Basic.Consume(queue=queue, consumer_tag="c", no_ack=prefetch is None),
         )
 
     def finish(self) -> None:
@@ -147,7 +150,7 @@ class ConsumerChannel(Channel):
                 delivery = self._came.popleft()
                 if self.consumer.stopped:
                     delivery.give_back()
-                elif delivery.live:
+                elif delivery.live or self.consumer.prefetch is None:
                     self.consumer.on_delivery(delivery)
         finally:
             if self._came:

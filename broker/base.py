@@ -125,9 +125,11 @@ class Broker(Protocol):
         ...
 
     def consume(
-        self, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AbstractAsyncContextManager[None]:
         """Deliver from `queue` while the context is open, at most `prefetch` unsettled at a time.
+
+        Without a prefetch all that is there comes, settled already: for hints, which may be lost.
 
         Restored after a reconnect. Leaving the context stops deliveries; what is unsettled stays
         in hand and can still be settled until the broker is closed, which gives it back.

@@ -72,7 +72,7 @@ class _Consumer:
     """What one consumer of one connection has in hand (memory_node.Taker)."""
 
     def __init__(
-        self, node: MemoryNode, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, node: MemoryNode, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> None:
         self.node = node
         self.queue = queue
@@ -81,11 +81,13 @@ class _Consumer:
         self._on_delivery = on_delivery
 
     def has_room(self) -> bool:
-        return len(self.in_hand) < self._prefetch
+        return self._prefetch is None or len(self.in_hand) < self._prefetch
 
     def take(self, message: Stored) -> None:
         delivery = MemoryDelivery(self, message)
         self.in_hand[delivery] = None
+        if self._prefetch is None:
+            delivery.ack()
         self._on_delivery(delivery)
 
     def wake(self) -> None:
@@ -153,10 +155,10 @@ class MemoryBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
         self._check_open()
-        if prefetch < 1:
+        if prefetch is not None and prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, not {prefetch}")
         if queue not in self._node.queues:
             raise BrokerError(f"cannot consume {queue}: no such queue")

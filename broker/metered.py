@@ -61,19 +61,25 @@ class MeteredBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
         slots, counts = self._metrics.slots.labels(family(queue)), _Counts(queue, self._metrics)
 
         def counted(delivery: Delivery) -> None:
             on_delivery(MeteredDelivery(delivery, counts))
 
-        async with self._broker.consume(queue, prefetch, counted):
-            slots.inc(prefetch)
+        def settled(delivery: Delivery) -> None:
+            counts.delivered(delivery.redelivered)
+            counts.settled("ack", 0.0)
+            on_delivery(delivery)
+
+        taker = settled if prefetch is None else counted
+        async with self._broker.consume(queue, prefetch, taker):
+            slots.inc(prefetch or 0)
             try:
                 yield
             finally:
-                slots.dec(prefetch)
+                slots.dec(prefetch or 0)
 
     async def depth(self, queue: str) -> QueueDepth | None:
         return await self._broker.depth(queue)

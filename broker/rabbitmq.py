@@ -175,10 +175,10 @@ class RabbitBroker:
 
     @asynccontextmanager
     async def consume(
-        self, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
         self._check_open()
-        if not 1 <= prefetch <= 65_535:
+        if prefetch is not None and not 1 <= prefetch <= 65_535:
             raise ValueError(f"prefetch must be between 1 and 65535, not {prefetch}")
         consumer = Consumer(queue, prefetch, on_delivery)
         try:

@@ -112,7 +112,7 @@ class Watched(MemoryBroker):
 
     @asynccontextmanager
     async def consume(
-        self, queue: str, prefetch: int, on_delivery: OnDelivery
+        self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
         def tell(delivery: Delivery) -> None:
             on_delivery(delivery)

@@ -21,8 +21,6 @@ from workers.owner import Owner
 
 log = logging.getLogger(__name__)
 
-#: Replies in hand; each is handled at once, so this only bounds a burst.
-_INBOX_PREFETCH: Final = 500
 #: Lost replies are found this late at worst.
 SWEEP_S: Final = 20.0
 #: After a reconnect, calls that nobody has are published again this much later: what was merely
@@ -52,7 +50,7 @@ class Inbox:
         try:
             async with asyncio.TaskGroup() as group:
                 chores = [group.create_task(chore()) for chore in (self._lease, self._sweeps)]
-                async with self._broker.consume(queue.name, _INBOX_PREFETCH, self._hear):
+                async with self._broker.consume(queue.name, None, self._hear):
                     yield
                 for task in chores:
                     task.cancel()
@@ -84,7 +82,6 @@ class Inbox:
         return _Owning(self._owners, owner)
 
     def _hear(self, delivery: Delivery) -> None:
-        delivery.ack()
         try:
             reply = codec.decode(Reply, delivery.body, delivery.kind)
         except WireError as e:

@@ -42,6 +42,26 @@ async def test_what_is_acked_never_comes_again(
         assert await hand.stays_empty()
 
 
+async def test_without_a_prefetch_all_comes_at_once_and_never_again(
+    make_broker: MakeBroker, tools: QueueSpec, broker: Broker
+) -> None:
+    hand = Hand()
+    await broker.publish(to(tools, b"0"))
+    consumer = await make_broker()
+    async with consumer.consume(tools.name, None, hand.take):
+        for i in range(1, 4):
+            await broker.publish(to(tools, b"%d" % i))
+        held = [await hand.next() for _ in range(4)]
+        assert [delivery.body for delivery in held] == [b"0", b"1", b"2", b"3"]
+        assert not any(delivery.live for delivery in held)
+        held[0].ack()
+        held[1].give_back()
+        assert await hand.stays_empty()
+    await consumer.close()
+    async with broker.consume(tools.name, 10, hand.take):
+        assert await hand.stays_empty()
+
+
 async def test_what_is_given_back_comes_again_at_once_in_front(
     broker: Broker, tools: QueueSpec
 ) -> None:
