@@ -101,10 +101,12 @@ class Cluster:
         prefetch: int,
         variables: Mapping[str, str],
     ) -> Worker:
-        words = ["worker", kind, *flags, "--prefetch", str(prefetch)]
+        words = ["worker", kind, *flags]
         if kind == "sink":
             words += ["--output", str(self.folder / "rows")]
-        elif kind != "model":
+        else:
+            words += ["--prefetch", str(prefetch)]
+        if kind not in {"sink", "model"}:
             words += [word for game in GAMES for word in ("--env", file_of(game))]
         name = f"{kind}-{next(self._count)}"
         log = self.folder / f"{name}.log"
