@@ -218,7 +218,7 @@ def _prompt(options: StubOptions, step: int) -> bytes:
 
 
 def _http(answer: dict[str, Any], status: str = "200 OK") -> bytes:
-    body = json.dumps(answer).encode()
+    body = json.dumps(answer, separators=(",", ":")).encode()  # as compact as vLLM
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
