@@ -5,12 +5,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from broker.errors import BrokerError
 from broker.names import new_worker_id
+from broker.parting import parting
 from broker.serve import Source
 from broker.topology import (
     LANES,
@@ -125,8 +125,8 @@ async def open_tool(at: Connections, plan: Plan) -> AsyncGenerator[list[Source],
         async with executor.open():
             yield worker.sources(plan.tool_prefetch)
     finally:
-        with suppress(BrokerError):  # so that its rollouts learn at once that their sessions end
-            await at.broker.delete(session_queue(worker.sessions.worker_id).name)
+        # so that its rollouts learn at once that their sessions end
+        await parting(at.broker.delete(session_queue(worker.sessions.worker_id).name))
         await worker.close()
 
 

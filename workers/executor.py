@@ -37,6 +37,7 @@ from broker.journal.base import (
 from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
 from broker.names import new_worker_id
+from broker.parting import parting
 from broker.serve import Ack, Later, Outcome
 from broker.topology import REPLY
 
@@ -50,8 +51,6 @@ _LOST_RETRY_S: Final = 0.5
 _BUSY_RETRY_S: Final = 0.5
 #: Answers after which the journal is asked again.
 _UNSETTLED: Final = (Lost, Busy)
-#: What stopping may cost when the journal does not answer.
-_PARTING_S: Final = 1.0
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -115,9 +114,7 @@ class Executor:
             await asyncio.shield(self._parting)
 
     async def _end(self, lease: str) -> None:
-        with suppress(TimeoutError, JournalUnavailable):  # it runs out by itself
-            async with asyncio.timeout(_PARTING_S):
-                await self._journal.end_lease(lease)
+        await parting(self._journal.end_lease(lease))
 
     async def _disown(self) -> None:
         """A claim of ours may stand for a call that we do not work on: nobody shall wait for it.

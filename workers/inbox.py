@@ -13,9 +13,10 @@ from typing import Final
 from broker import codec
 from broker.base import Broker, Delivery
 from broker.deadlines import Deadlines
-from broker.errors import BrokerError, JournalUnavailable, WireError
+from broker.errors import JournalUnavailable, WireError
 from broker.journal.base import LEASE_RENEW_S, Journal, Owned, Run, Taken
 from broker.messages import Reply
+from broker.parting import parting
 from broker.topology import inbox, queue_name
 from workers.owner import Owner
 
@@ -55,9 +56,8 @@ class Inbox:
                 for task in chores:
                     task.cancel()
         finally:
-            with suppress(JournalUnavailable, BrokerError):  # both end by themselves, later
-                await self._journal.end_lease(self.worker_id)
-                await self._broker.delete(queue.name)
+            await parting(self._journal.end_lease(self.worker_id))
+            await parting(self._broker.delete(queue.name))
 
     async def take(self, key: str, *, counts: bool = True) -> Taken:
         """Take a rollout; an owner whose process is gone is not waited for.

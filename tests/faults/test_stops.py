@@ -1,5 +1,7 @@
 """SIGTERM under load: every kind of worker ends within seconds, and the work goes on elsewhere."""
 
+import signal
+
 import pytest
 
 from tests.support.cluster import EXIT_S, KINDS, Cluster
@@ -17,6 +19,20 @@ def test_every_kind_gives_back_what_it_has_and_the_work_goes_on(warren: Cluster)
         warren.stop(warren.living(kind)[0])
     assert spare[0].alive
     run.check()
+
+
+def test_sigterm_ends_every_kind_while_broker_and_store_are_away(warren: Cluster) -> None:
+    workers = [worker for kind in KINDS for worker in warren.living(kind)]
+    warren.rabbitmq.kill()
+    warren.redis.kill()
+    for worker in workers:
+        worker.signal(signal.SIGTERM)
+    for worker in workers:
+        worker.process.wait(30)  # not the ten minutes for which either may be away
+    warren.redis.restart()
+    warren.rabbitmq.restart()
+    for worker in workers:
+        warren.ended(worker)
 
 
 @pytest.mark.faults

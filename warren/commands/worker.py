@@ -39,13 +39,32 @@ async def run(options: WorkerOptions, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; then give everything back and end within seconds."""
     if settings.broker is None:
         raise UsageError("a worker needs --broker URL (WARREN_BROKER)")
-    stop = asyncio.Event()
-    for signal_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_, stop.set)
+    stop, consuming = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as starting:
+
+            def end() -> None:
+                stop.set()
+                if not (consuming.is_set() or starting.expired()):
+                    starting.reschedule(loop.time())  # what it waits for may be away
+
+            for signal_ in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(signal_, end)
+            return await _run(options, settings, stop, consuming)
+    except TimeoutError:
+        if not stop.is_set():
+            raise
+        log.info("worker stopped before it served", extra={"kind": options.kind})
+        return EXIT_OK
+
+
+async def _run(
+    options: WorkerOptions, settings: Settings, stop: asyncio.Event, consuming: asyncio.Event
+) -> int:
     metrics = Metrics(options.kind, __version__)
     async with connect(settings) as plain:
         at = _metered(plain, metrics)
-        consuming = asyncio.Event()
         checks = checks_of(at.broker, at.runs, consuming)
         port = settings.metrics_port or 0
         async with serving(metrics, checks, host=settings.metrics_host, port=port):

@@ -24,6 +24,7 @@ from broker.errors import JournalUnavailable, TooLarge
 from broker.journal.base import Committed, Journal, Owned, Run, Runs
 from broker.journal.patience import patiently
 from broker.messages import Failure, Task, Trajectory, waited_too_long
+from broker.parting import parting
 from broker.serve import Ack, GiveBack, Outcome, Source, publish_patiently
 from broker.shared.base import Shared
 from broker.shared.memory import MemoryShared
@@ -347,10 +348,7 @@ class AgentWorker:
 
     async def _let_go(self, key: str, run: Run) -> None:
         """Stopping: whoever gets the task next need not ask whether we live."""
-        try:
-            async with asyncio.timeout(1.0):
-                await self._journal.release(key, run.epoch, self._inbox.worker_id)
-        except (TimeoutError, JournalUnavailable):
+        if not await parting(self._journal.release(key, run.epoch, self._inbox.worker_id)):
             log.warning("rollout not released", extra={"rollout": key})
 
     async def _declare_for(self, task: Task) -> None:
