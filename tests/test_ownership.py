@@ -3,12 +3,16 @@
 import asyncio
 
 from broker.journal.base import Run
+from broker.journal.memory import MemoryJournal
+from broker.memory import MemoryBroker
 from broker.messages import Limits, ModelCall
+from broker.names import new_worker_id
 from broker.topology import task_queue
 from tests.support.hand import until
 from tests.support.rig import Rig, message, tool_call, trajectory_of
 from tests.support.virtual_time import VirtualTimeLoop
 from workers.agent.worker import SUSPECT_TAKES
+from workers.inbox import Inbox
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout
 from workers.verifier.worker import MAX_TAKES
 
@@ -42,6 +46,19 @@ class Held:
     async def _hold(self) -> None:
         self.came.put_nowait(None)
         await self.go_on.wait()
+
+
+class Away(MemoryBroker):
+    """Lets nobody say good-bye."""
+
+    async def delete(self, queue: str) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_worker_that_stops_does_not_wait_for_a_broker_that_is_away() -> None:
+    async with asyncio.timeout(60):  # for ever, if it did
+        async with Inbox(Away(), MemoryJournal(), new_worker_id("agent")).open():
+            pass
 
 
 async def test_replies_reach_their_owner_by_themselves_not_by_the_sweep() -> None:

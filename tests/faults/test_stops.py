@@ -21,6 +21,7 @@ def test_every_kind_gives_back_what_it_has_and_the_work_goes_on(warren: Cluster)
     run.check()
 
 
+@pytest.mark.faults
 def test_sigterm_ends_every_kind_while_broker_and_store_are_away(warren: Cluster) -> None:
     workers = [worker for kind in KINDS for worker in warren.living(kind)]
     warren.rabbitmq.kill()
