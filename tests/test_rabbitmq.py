@@ -162,7 +162,7 @@ async def test_closing_takes_less_than_a_second_even_when_nothing_answers(
 async def test_a_broker_that_is_away_is_waited_for_longer_than_for_a_confirmation(
     proxy: Proxy, url: str, queue: QueueSpec
 ) -> None:
-    broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5)
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=2.0)
     await broker.declare([queue])
     proxy.refuse = True
     proxy.cut()
@@ -170,7 +170,7 @@ async def test_a_broker_that_is_away_is_waited_for_longer_than_for_a_confirmatio
         asyncio.create_task(broker.publish(to(queue))),
         asyncio.create_task(broker.depth(queue.name)),
     ]
-    done, _ = await asyncio.wait(waiting, timeout=2.5)
+    done, _ = await asyncio.wait(waiting, timeout=3.0)
     assert not done
     proxy.refuse = False
     async with asyncio.timeout(30):
