@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _LOOK_S: Final = 2.0
 #: A child with nothing to do for this long ends.
 _IDLE_S: Final = 4.0
+#: What a child may take to end, starting or not: more than its grace and its parting.
+_END_S: Final = 10.0
 
 
 @asynccontextmanager
@@ -72,9 +74,19 @@ async def _run_child(typed: str, settings: Settings) -> None:
         code = await child.wait()
         log.warning("suspect process ended", extra={"environment": typed, "code": code})
     except asyncio.CancelledError:
-        child.terminate()
-        await child.wait()
+        await _end(child)
         raise
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """It gives back what it has; what it waits for may be away, and a kill gives back too."""
+    child.terminate()
+    try:
+        async with asyncio.timeout(_END_S):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 @asynccontextmanager

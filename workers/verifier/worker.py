@@ -15,7 +15,7 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
-from broker.errors import JournalUnavailable, TooLarge, Unroutable, WireError
+from broker.errors import TooLarge, Unroutable, WireError
 from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
 from broker.journal.patience import patiently
 from broker.messages import (
@@ -28,6 +28,7 @@ from broker.messages import (
     waited_too_long,
 )
 from broker.names import new_id, shard_of
+from broker.parting import parting
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
 from broker.topology import (
     RESULT,
@@ -268,10 +269,7 @@ class VerifierWorker:
         return first.verdict if first.digest == digest else verdict
 
     async def _let_go(self, key: str, run: Run) -> None:
-        try:
-            async with asyncio.timeout(1.0):
-                await self._journal.release(key, run.epoch, self._inbox.worker_id)
-        except (TimeoutError, JournalUnavailable):
+        if not await parting(self._journal.release(key, run.epoch, self._inbox.worker_id)):
             log.warning("verification not released", extra={"rollout": key})
 
     async def _publish(self, task: Task, trajectory: bytes, verdict: Verdict) -> Outcome:
