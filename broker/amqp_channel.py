@@ -55,6 +55,7 @@ class Channel:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.died is not None:
             answer.set_exception(self.died)
+            answer.exception()  # nobody may be waiting for this one of several
             return answer
         self._answers.append(answer)
         self._wire.write([frame.marshal(request, self.number)])

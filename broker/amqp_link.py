@@ -174,6 +174,11 @@ class Link:
         self._last = int(tune.channel_max or 65_535)
         wire.ours = self._last // 2 + 1
 
+    @property
+    def channels_left(self) -> int:
+        """How many more `new_channel` can give."""
+        return self._last - self.wire.ours + 1 - len(self.wire.channels)
+
     def new_channel(self, channel: FrameTaker) -> int:
         """A channel number of our own. Raises OSError when the link is lost or has none left."""
         if self.wire.lost:

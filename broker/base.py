@@ -87,6 +87,7 @@ class QueueDepth(msgspec.Struct, frozen=True):
 
     ready: int
     consumers: int
+    """At least one for each who consumes it: RabbitMQ counts the channels of a large prefetch."""
 
 
 class Broker(Protocol):

@@ -3,7 +3,7 @@
 Two links, so that an alarm that stops publishing never stops consuming and settling:
 
     publishing   Publisher: pipelined confirms; unconfirmed messages are published again
-    consuming    one channel per consumer, and whatever is declared, asked or deleted
+    consuming    the channels of each consumer, and whatever is declared, asked or deleted
 
 A keeper task per link opens a new one when it is lost, declares what this process declared, and
 starts every consumer that is not served: after a reconnect, and where the broker cancelled one.

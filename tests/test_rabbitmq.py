@@ -8,7 +8,6 @@ from typing import Any
 
 import aio_pika
 import pytest
-from pamqp.commands import Basic
 
 from broker import topology
 from broker.amqp_address import parse_urls
@@ -200,23 +199,6 @@ async def test_latency_does_not_bound_throughput(
     began = time.monotonic()
     await publish_all(proxied, queue, [b"%d" % i for i in range(500)])
     assert time.monotonic() - began < 5  # one by one it would be 100 s
-
-
-async def test_a_consumer_whose_channel_the_broker_closes_is_restored(
-    direct: RabbitBroker, queue: QueueSpec
-) -> None:
-    hand = Hand()
-    async with direct.consume(queue.name, 1, hand.take):
-        await direct.publish(to(queue, b"1"))
-        held = await hand.next()
-        (consumer,) = direct._consumers
-        assert consumer.channel is not None
-        unknown = Basic.Ack(delivery_tag=99)
-        consumer.channel.say(unknown)  # which makes the broker close the channel
-        again = await hand.next()
-        assert (again.body, again.redelivered) == (b"1", True)
-        assert not held.live
-        again.ack()
 
 
 async def test_a_queue_that_an_operator_deletes_comes_back_with_its_consumer(

@@ -24,6 +24,24 @@ async def test_prefetch_bounds_what_is_in_hand(broker: Broker, trajectories: Que
         assert [d.body for d in (first, second, third)] == [b"0", b"1", b"2"]
 
 
+async def test_a_large_prefetch_bounds_what_is_in_hand_too(
+    broker: Broker, trajectories: QueueSpec
+) -> None:
+    hand, sent = Hand(), {b"%d" % i for i in range(203)}
+    for body in sent:
+        await broker.publish(to(trajectories, body))
+    async with broker.consume(trajectories.name, 200, hand.take):
+        held = [await hand.next() for _ in range(200)]
+        assert await hand.stays_empty()
+        for delivery in held[100:102]:
+            delivery.ack()
+        held += [await hand.next() for _ in range(2)]
+        assert await hand.stays_empty()
+        held[0].ack()
+        held.append(await hand.next())
+        assert {delivery.body for delivery in held} == sent
+
+
 async def test_what_is_acked_never_comes_again(
     make_broker: MakeBroker, trajectories: QueueSpec, broker: Broker
 ) -> None:
