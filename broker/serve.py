@@ -119,12 +119,23 @@ class _Settling:
         try:
             await self.over
         finally:
-            while self.running:  # what comes meanwhile too
-                for task in self.running:
+            await self._end_all()
+
+    async def _end_all(self) -> None:
+        """What comes meanwhile too, and however often we are cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        while self.running:
+            for task in self.running:
+                if not task.cancelling():  # once: what it does at its end is not to be cut
                     task.cancel()
+            try:
                 await asyncio.wait(self.running)
-            if not self._failed.done():
-                self._failed.set_result(None)
+            except asyncio.CancelledError as e:
+                cancelled = e
+        if not self._failed.done():
+            self._failed.set_result(None)
+        if cancelled is not None:
+            raise cancelled
 
     async def fail(self) -> None:
         """Raise what the first one raises; return after `keep`."""

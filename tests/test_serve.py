@@ -175,3 +175,35 @@ async def test_what_is_not_done_at_the_end_of_the_grace_is_given_back_at_once() 
         await begun.wait()
     async with other.consume(QUEUE.name, 1, hand.take):  # the first connection is still open
         assert (await hand.next()).redelivered
+
+
+async def test_nothing_is_left_running_however_often_serving_is_cancelled_while_it_ends() -> None:
+    broker = MemoryBroker()
+    began, ending, may_end, ended = (asyncio.Event() for _ in range(4))
+
+    async def handle(_: Delivery) -> Outcome:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await may_end.wait()
+            ended.set()
+        return Ack()
+
+    await broker.declare([QUEUE])
+    stop = asyncio.Event()
+    source = Source(QUEUE, 1, handle, "tool")
+    worker = asyncio.create_task(serve(broker, [source], stop=stop, grace_s=0.0))
+    await broker.publish(CALL)
+    await began.wait()
+    stop.set()
+    await ending.wait()
+    for _ in range(3):
+        worker.cancel()
+        await asyncio.wait([worker], timeout=0.01)
+    assert not worker.done()
+    may_end.set()
+    await asyncio.wait([worker])
+    assert worker.cancelled()
+    assert ended.is_set()
