@@ -16,6 +16,7 @@ from broker.masking import mask_url
 from warren import logs
 from warren.cli_commands import Given
 from warren.cli_parser import Parsed, parse, show
+from warren.kept_memory import keep_freed_memory
 from warren.options import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
 from warren.settings import Settings, debugging, load
 
@@ -91,6 +92,7 @@ def _run_loop(command: Coroutine[Any, Any, int]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What was imported stays; what a rollout leaves dies with its last reference.
     open_files()
+    keep_freed_memory()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
