@@ -23,6 +23,7 @@ from broker.amqp_frames import (
     frame_head,
     method_of,
 )
+from broker.deadlines import within
 
 CONNECT_S: Final = 10.0
 CLOSE_S: Final = 0.4
@@ -202,7 +203,7 @@ class Link:
         try:
             if not self.wire.lost:
                 self.wire.flush()
-            async with asyncio.timeout(CLOSE_S):
+            with within(CLOSE_S):
                 await self._connection.close()
         except TimeoutError:
             pass

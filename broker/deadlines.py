@@ -62,6 +62,15 @@ class Deadlines:
             self._ring_at(next_at)
 
 
+def within(seconds: float) -> "Deadline":
+    """`with within(1.0):` also where the task may be being cancelled, as in what ends things.
+
+    There `asyncio.timeout` of the first releases of Python 3.11 (Debian's 3.11.2) raises
+    CancelledError, not TimeoutError, and what should follow is left out.
+    """
+    return Deadlines().within(seconds)
+
+
 class Deadline:
     """A block with a time limit; use it once. Its task is cancelled at `at`, of the loop's time."""
 

@@ -3,11 +3,11 @@
 Whatever it is, it also happens without us, only later: leases run out, queues of nobody expire.
 """
 
-import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final
 
+from broker.deadlines import within
 from broker.errors import BrokerError, JournalUnavailable
 
 #: What each such step may cost.
@@ -16,8 +16,7 @@ PARTING_S: Final = 1.0
 
 async def parting(step: Awaitable[object]) -> bool:
     """Whether it was done, within PARTING_S."""
-    with suppress(TimeoutError, JournalUnavailable, BrokerError):
-        async with asyncio.timeout(PARTING_S):
-            await step
-            return True
+    with suppress(TimeoutError, JournalUnavailable, BrokerError), within(PARTING_S):
+        await step
+        return True
     return False

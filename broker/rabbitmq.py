@@ -26,12 +26,14 @@ from yarl import URL
 from broker.amqp_address import advice, parse_urls
 from broker.amqp_channel import Channel, ChannelDied
 from broker.amqp_consumer import Consumer
+from broker.amqp_declaring import declarations
 from broker.amqp_link import Link, open_link
 from broker.amqp_publisher import Publisher
 from broker.base import OnDelivery, Outgoing, QueueDepth
 from broker.codec import MAX_BODY_BYTES
+from broker.deadlines import within
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable, Unroutable
-from broker.topology import QueueSpec, is_own
+from broker.topology import QueueSpec
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class RabbitBroker:
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         self._check_open()
-        requests = _declarations(queues, self._declares)
+        requests = declarations(queues, self._declares)
         try:
             await self._ask(*requests)
         except ChannelDied as e:
@@ -243,7 +245,7 @@ class RabbitBroker:
         while True:
             link = await self._link_when_up()
             try:
-                async with asyncio.timeout(self._patience_s):
+                with within(self._patience_s):
                     return await act(link)
             except TimeoutError as e:
                 raise BrokerLost(f"RabbitMQ did not answer within {self._patience_s:g} s") from e
@@ -255,7 +257,7 @@ class RabbitBroker:
     async def _link_when_up(self) -> Link:
         """The consuming link. Raises BrokerLost where none comes up in time."""
         try:
-            async with asyncio.timeout(self._outage_s):
+            with within(self._outage_s):
                 await self._ready.wait()
         except TimeoutError as e:
             raise BrokerLost(f"RabbitMQ has been away for {self._outage_s:g} s") from e
@@ -315,7 +317,7 @@ class RabbitBroker:
 
     async def _declare_again(self, link: Link, queues: Iterable[QueueSpec]) -> None:
         try:
-            await _ask_on(link, _declarations(queues, self._declares))
+            await _ask_on(link, declarations(queues, self._declares))
         except ChannelDied as e:
             if not e.code:
                 raise
@@ -376,30 +378,3 @@ async def _ask_on(link: Link, requests: Sequence[base.Frame]) -> Sequence[Any]:
         return await channel.ask(*requests)
     finally:
         channel.close()
-
-
-def _declarations(queues: Iterable[QueueSpec], declares: bool) -> list[base.Frame]:
-    """Everything that these queues need, exchanges first; of others' queues only that they exist.
-
-    The exchanges of our own must exist too then: binding to one that does not is refused.
-    """
-    requests: list[base.Frame] = []
-    if not declares:
-        others = [q.name for q in queues if not is_own(q)]
-        requests += [commands.Queue.Declare(queue=name, passive=True) for name in others]
-        queues = [q for q in queues if is_own(q)]
-    queues = list(queues)
-    exchanges = {e for q in queues for e in (*q.needs, *(b.exchange for b in q.bindings))}
-    requests += [
-        commands.Exchange.Declare(exchange=e.name, exchange_type=e.type, durable=True)
-        for e in sorted(exchanges, key=lambda e: e.name)
-        if declares
-    ]
-    for queue in queues:
-        arguments: dict[str, Any] = dict(queue.arguments)
-        requests.append(commands.Queue.Declare(queue=queue.name, durable=True, arguments=arguments))
-        requests += [
-            commands.Queue.Bind(queue=queue.name, exchange=b.exchange.name, routing_key=b.key)
-            for b in queue.bindings
-        ]
-    return requests

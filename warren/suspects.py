@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from broker.base import Broker
+from broker.deadlines import within
 from broker.serve import serve
 from broker.topology import task_queue
 from warren.connections import Connections, connect
@@ -32,18 +33,21 @@ _LOOK_S: Final = 2.0
 #: A child with nothing to do for this long ends.
 _IDLE_S: Final = 4.0
 #: What a child may take to end, starting or not: more than its grace and its parting.
-_END_S: Final = 10.0
+END_S: Final = 10.0
 
 
 @asynccontextmanager
 async def watched(
-    broker: Broker, references: Mapping[str, str], settings: Settings
+    broker: Broker, references: Mapping[str, str], settings: Settings, *, end_s: float = END_S
 ) -> AsyncGenerator[None, None]:
-    """Start children for these environments (name -> as typed) as long as the context is open."""
+    """Start children for these environments (name -> as typed) as long as the context is open.
+
+    One that has not ended `end_s` after SIGTERM is killed.
+    """
     await broker.declare([task_queue("suspect", name) for name in references])
     async with asyncio.TaskGroup() as group:
         watches = [
-            group.create_task(_watch(broker, name, typed, settings))
+            group.create_task(_watch(broker, name, typed, settings, end_s))
             for name, typed in references.items()
         ]
         yield
@@ -51,16 +55,16 @@ async def watched(
             watch.cancel()
 
 
-async def _watch(broker: Broker, name: str, typed: str, settings: Settings) -> None:
+async def _watch(broker: Broker, name: str, typed: str, settings: Settings, end_s: float) -> None:
     queue = task_queue("suspect", name).name
     while True:
         await asyncio.sleep(_LOOK_S)
         depth = await broker.depth(queue)
         if depth is not None and depth.ready and not depth.consumers:
-            await _run_child(typed, settings)
+            await _run_child(typed, settings, end_s)
 
 
-async def _run_child(typed: str, settings: Settings) -> None:
+async def _run_child(typed: str, settings: Settings, end_s: float) -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -74,15 +78,15 @@ async def _run_child(typed: str, settings: Settings) -> None:
         code = await child.wait()
         log.warning("suspect process ended", extra={"environment": typed, "code": code})
     except asyncio.CancelledError:
-        await _end(child)
+        await _end(child, end_s)
         raise
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
+async def _end(child: asyncio.subprocess.Process, within_s: float) -> None:
     """It gives back what it has; what it waits for may be away, and a kill gives back too."""
     child.terminate()
     try:
-        async with asyncio.timeout(_END_S):
+        with within(within_s):
             await child.wait()
     except TimeoutError:
         child.kill()

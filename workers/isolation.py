@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from broker.deadlines import within
 from broker.errors import WarrenError
 from workers.isolation_server import ANSWER, ASK, LENGTH, READY, Ask, read_frame
 from workers.limited import CLEANUP_S
@@ -145,7 +146,7 @@ async def _end(process: Process) -> None:
     if process.stdin is not None:
         process.stdin.close()
     try:
-        async with asyncio.timeout(5.0):
+        with within(5.0):
             await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Sequence
 from importlib import resources
 from typing import Any, Final
 
+from broker.deadlines import within
 from broker.errors import JournalUnavailable, Unreachable
 from broker.journal.redis_link import SILENCE_S, Address, Link, LinkLost, Refusal
 from broker.masking import mask_url
@@ -122,7 +123,7 @@ class Client:
         """Links end silence themselves; only a shorter patience than theirs needs a timer."""
         if left_s >= 2 * SILENCE_S:
             return await self._once(command)
-        async with asyncio.timeout(max(0.05, left_s)):
+        with within(max(0.05, left_s)):
             return await self._once(command)
 
     async def _once(self, command: tuple[Any, ...]) -> Any:
