@@ -24,9 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Lost replies are found this late at worst.
 SWEEP_S: Final = 20.0
-#: After a reconnect, calls that nobody has are published again this much later: what was merely
-#: on its way has arrived by then.
-SETTLE_S: Final = 3.0
+#: After a reconnect, executors too have this long to be back before we look whose calls are lost.
+SETTLE_S: Final = 1.0
 
 
 class Inbox:
@@ -103,23 +102,24 @@ class Inbox:
         swept_at = clock()
         while True:
             await asyncio.sleep(min(1.0, self._sweep_s))
-            reconnected = self._broker.reconnects != seen
-            if not reconnected and clock() - swept_at < self._sweep_s:
-                await self._sweep([o for o in self._owners.values() if o.is_overdue])
-                continue
-            if reconnected:
+            if self._broker.reconnects != seen:
                 await asyncio.sleep(SETTLE_S)
-            seen, swept_at = self._broker.reconnects, clock()
-            await self._sweep([o for o in self._owners.values() if o.waits], reconnected)
+                seen = self._broker.reconnects
+            owners = self._owners.values()
+            if clock() - swept_at >= self._sweep_s:
+                swept_at = clock()
+                await self._sweep([o for o in owners if o.waits], seen)
+            elif due := [o for o in owners if o.is_due(seen)]:
+                await self._sweep(due, seen)
 
-    async def _sweep(self, owners: Sequence[Owner], reconnected: bool = False) -> None:
+    async def _sweep(self, owners: Sequence[Owner], reconnects: int) -> None:
         async with asyncio.TaskGroup() as group:
             for owner in owners:
-                group.create_task(self._sweep_one(owner, reconnected))
+                group.create_task(self._sweep_one(owner, reconnects))
 
-    async def _sweep_one(self, owner: Owner, reconnected: bool) -> None:
+    async def _sweep_one(self, owner: Owner, reconnects: int) -> None:
         try:
-            await owner.sweep(reconnected=reconnected)
+            await owner.sweep(reconnects)
         except (JournalUnavailable, TimeoutError) as e:
             log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})
 

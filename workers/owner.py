@@ -2,8 +2,12 @@
 
 An agent worker owns rollouts, a verifier worker owns verifications; both call models and tools the
 same way. Replies are hints that come to the worker's inbox (inbox.py); a sweep finds the ones that
-were lost, publishes again what was lost with a connection, and notices when another worker took
-over.
+were lost, publishes again what the broker may have lost, and notices when another worker took over.
+
+The broker keeps calls in memory only: one that is restarted has forgotten them, and its owners see
+their connection break. So each call knows how many reconnects there were when it was published,
+and one that is older than the newest is looked at until its result is there: while an executor
+that lives has it in hand, it is left to that one; where nobody has it, it is published again.
 """
 
 import asyncio
@@ -21,6 +25,8 @@ from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
 from broker.errors import Unroutable
 from broker.journal.base import (
+    EXECUTOR_LEASE_S,
+    EXECUTOR_RENEW_S,
     CallRef,
     Finished,
     Gone,
@@ -42,6 +48,11 @@ log = logging.getLogger(__name__)
 #: After a journal was lost, calls that nobody has are published again this much later. What was
 #: being executed has lost its claim too, and would run twice if it took longer than this.
 LOST_GRACE_S: Final = 30.0
+#: Calls that the broker may have lost and an executor has are looked at this often: it may die.
+WATCH_S: Final = EXECUTOR_LEASE_S
+#: Where none has it, once more after this long: what was on its way has arrived by then, and
+#: leases that ran out while the journal was away are renewed.
+DOUBT_S: Final = 2 * EXECUTOR_RENEW_S
 
 
 class NotBegun(Exception):
@@ -95,12 +106,22 @@ class _Waiting:
         """Unix seconds; infinite once it is known that somebody has begun."""
         self.lost_at: float | None = None
         """Loop time at which the journal that knew of this call was lost."""
+        self.published_in: float = math.inf
+        """How many reconnects there had been when the broker had it; infinite until it has."""
+        self.look_at = 0.0
+        """Loop time before which nobody need look what became of it."""
+        self.missed = False
+        """Whether the broker may have lost it, and nobody had it when we looked last."""
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-    def is_long_lost(self) -> bool:
-        """Whether whoever executed it when the journal was lost has had time to finish it."""
-        now = asyncio.get_running_loop().time()
-        return self.lost_at is not None and now - self.lost_at >= LOST_GRACE_S
+    def may_be_lost(self, reconnects: int, at: float) -> bool:
+        """Whether, at this loop time, it is to be published again if nobody has it.
+
+        Once its journal was lost, not before whoever executed it has had time to finish.
+        """
+        if self.lost_at is None:
+            return self.published_in < reconnects
+        return at - self.lost_at >= LOST_GRACE_S
 
     def left_s(self) -> float:
         """Seconds until its deadline."""
@@ -203,6 +224,7 @@ class Owner:
                 kind=codec.kind_of(type(call)),
             ),
         )
+        waiting.published_in = self._broker.reconnects
 
     async def _answer(self, waiting: _Waiting) -> bytes:
         while True:
@@ -255,7 +277,7 @@ class Owner:
         if not await patiently(lambda: self._journal.upload(upload)):
             raise Replaced(self.key)
         for waiting in self._waiting.values():
-            waiting.lost_at = asyncio.get_running_loop().time()
+            waiting.lost_at, waiting.missed = asyncio.get_running_loop().time(), False
 
     def hear(self, reply: Reply) -> None:
         """A reply for this rollout arrived; one that nobody waits for is only late."""
@@ -263,8 +285,11 @@ class Owner:
         if waiting is not None and reply.epoch == self.run.epoch:
             waiting.hear(reply)
 
-    async def sweep(self, *, reconnected: bool = False) -> None:
-        """Look the open calls up in the journal: find lost replies, lost calls, a new owner."""
+    async def sweep(self, reconnects: int = 0) -> None:
+        """Look the open calls up in the journal: find lost replies, lost calls, a new owner.
+
+        What was published before this many reconnects, the broker may have lost.
+        """
         open_calls = dict(self._waiting)
         seen = await self._journal.look(self.key, self.run.epoch, list(open_calls))
         match seen:
@@ -276,22 +301,31 @@ class Owner:
             case Overview() if seen.inbox not in ("", self._worker_id):
                 self.replaced()
             case Overview():
-                await self._resolve(open_calls, seen, reconnected)
+                await self._resolve(open_calls, seen, reconnects)
 
     async def _resolve(
-        self, open_calls: Mapping[str, _Waiting], seen: Overview, reconnected: bool
+        self, open_calls: Mapping[str, _Waiting], seen: Overview, reconnects: int
     ) -> None:
+        at = asyncio.get_running_loop().time()
         for path, waiting in open_calls.items():
+            if path in seen.begun or path not in self._waiting:
+                waiting.begin_by = math.inf
             stored = seen.results.get(path)
             if stored is not None:
                 waiting.hear(self._noticed(waiting, "result", stored.result))
-            elif path in seen.claimed or path not in self._waiting:
-                waiting.begin_by = math.inf
             elif waiting.begin_by <= time.time():
                 waiting.fail(NotBegun(path))
-            elif reconnected or waiting.is_long_lost():
-                waiting.lost_at = None
-                await self._publish_again(waiting)
+            elif path in self._waiting and waiting.may_be_lost(reconnects, at):
+                await self._look_after(waiting, claimed=path in seen.claimed)
+
+    async def _look_after(self, waiting: _Waiting, *, claimed: bool) -> None:
+        """The broker may have lost this call: publish it again if nobody has had it twice."""
+        if waiting.missed and not claimed:
+            waiting.lost_at, waiting.missed = None, False
+            return await self._publish_again(waiting)
+        waiting.missed = not claimed
+        delay_s = WATCH_S if claimed else DOUBT_S
+        waiting.look_at = asyncio.get_running_loop().time() + delay_s
 
     async def _publish_again(self, waiting: _Waiting) -> None:
         """Under a new carrier: should the first copy turn up, one of the two is dropped."""
@@ -322,8 +356,11 @@ class Owner:
         """Whether any call is out."""
         return bool(self._waiting)
 
-    @property
-    def is_overdue(self) -> bool:
-        """Whether a call is out that somebody should have begun on by now."""
-        now = time.time()
-        return any(waiting.begin_by <= now for waiting in self._waiting.values())
+    def is_due(self, reconnects: int) -> bool:
+        """Whether to look for a call that somebody should have begun on by now, or that a broker
+        that was left this many times may have lost."""
+        now, at = time.time(), asyncio.get_running_loop().time()
+        return any(
+            each.begin_by <= now or (each.look_at <= at and each.may_be_lost(reconnects, at))
+            for each in self._waiting.values()
+        )

@@ -9,10 +9,11 @@ A rollout's record, under `Task.journal_key` (a verifier has one of its own, `<k
 
 * `epoch` names an attempt: one fresh start with an empty journal. Every take keeps it; only
   `restart` makes a new one. What carries an old epoch is GONE.
-* a *claim* is made by `begin` in the name of the call message's `carrier`, which survives
-  redelivery and the retry ladder, so a second copy of a call is dropped and nothing runs twice.
-  It names its executor too: the same copy, redelivered because a connection broke, waits for an
-  executor that still lives and works on it.
+* a *claim* is made by `begin` for an executor, and holds as long as that one's lease: any other
+  copy of the call, redelivered or published again, waits for it, and goes on where it is gone.
+  So nothing runs twice, and no copy is thrown away while only a process that may die has the
+  call: the broker forgets calls when it is restarted. A claim names the message's `carrier`
+  too, which survives the retry ladder: a call that waits there belongs to its carrier alone.
 * *journal lost*: `begin` and `finish` carry how many results the owner held. A journal that
   knows fewer, or no record at all, has been flushed or rolled back: the owner uploads.
 
@@ -93,11 +94,11 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Duplicate(msgspec.Struct, frozen=True):
-    """Another carrier holds the claim: its copy is unacked or on a ladder. Ack, drop this one."""
+    """Another carrier holds the claim: its copy is on a ladder, durable. Ack, drop this one."""
 
 
 class Busy(msgspec.Struct, frozen=True):
-    """Another executor, which lives, has this very copy in hand: keep ours and ask again soon."""
+    """Another executor, which lives, has this call in hand: keep our copy and ask again soon."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -132,8 +133,10 @@ class Overview(msgspec.Struct, frozen=True):
     """The current owner; another than ourselves means we have been replaced."""
     results: Mapping[str, Stored]
     """Of the paths that were asked for."""
+    begun: frozenset[str]
+    """Of the paths that were asked for, those without a result that somebody has begun on."""
     claimed: frozenset[str]
-    """Of the paths that were asked for, those being executed (or waiting on a ladder)."""
+    """Of these, those that an executor which lives has in hand, or that wait on a ladder."""
     state: bytes = b""
     """The rollout's state, as the last finished call left it."""
     state_version: int = 0
@@ -213,10 +216,10 @@ class Journal(Protocol):
 
         In this order: no record -> Lost; COMMITTED or another epoch -> Gone; a result with this
         request hash -> Found; fewer results than `call.held` -> Lost (before any Mismatch, which
-        must be the agent's fault); a result or claim with another hash -> Mismatch; claimed by
-        another carrier -> Duplicate unless `force`; claimed by this carrier for another executor
-        whose lease holds -> Busy unless `force`; else the claim is this carrier's -> Go,
-        starts += 1.
+        must be the agent's fault); a result or claim with another hash -> Mismatch; claimed for
+        another executor whose lease holds -> Busy unless `force`; claimed for no executor, by
+        another carrier -> Duplicate unless `force`; else, also where the claim's executor is
+        gone, the claim is this carrier's -> Go, starts += 1.
         """
         ...
 

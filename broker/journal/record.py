@@ -83,11 +83,17 @@ def decide_begin(
     if entry is None:
         return Entry(call.request_hash, call.claim, 1)
     carrier, _, executor = entry.carrier.partition("@")
-    if carrier not in {"", call.carrier} and not force:
-        return Duplicate()
     if executor not in {"", call.executor} and alive(executor) and not force:
         return Busy()
+    if not executor and carrier not in {"", call.carrier} and not force:
+        return Duplicate()
     return replace(entry, carrier=call.claim, starts=entry.starts + 1)
+
+
+def is_claimed(entry: Entry, alive: Callable[[str], bool]) -> bool:
+    """Whether an executor that lives has it in hand, or it waits on a ladder."""
+    executor = entry.carrier.partition("@")[2]
+    return entry.carrier != "" and (not executor or alive(executor))
 
 
 def decide_finish(

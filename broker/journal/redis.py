@@ -165,8 +165,15 @@ class RedisJournal:
         match reply:
             case [b"seen", inbox, state, version, calls]:
                 results = {p.decode(): Stored(h, r) for p, h, r, _ in calls if r is not None}
-                claimed = frozenset(p.decode() for p, _, _, carrier in calls if carrier)
-                return Overview(inbox.decode(), results, claimed, state, version)
+                standing = {p.decode(): how for p, _, _, how in calls}
+                return Overview(
+                    inbox=inbox.decode(),
+                    results=results,
+                    begun=frozenset(p for p, how in standing.items() if how >= 1),
+                    claimed=frozenset(p for p, how in standing.items() if how == 2),
+                    state=state,
+                    state_version=version,
+                )
         return _gone_or_lost(reply)
 
     async def upload(self, upload: Upload) -> bool:

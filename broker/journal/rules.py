@@ -30,6 +30,7 @@ from broker.journal.record import (
     decide_begin,
     decide_finish,
     go,
+    is_claimed,
 )
 from broker.names import new_id
 
@@ -172,9 +173,14 @@ class Rules:
         if head.epoch != epoch:
             return Gone()
         found = {p: e for p in paths if (e := self._table.entry(key, p)) is not None}
-        claimed = frozenset(p for p, e in found.items() if e.carrier)
-        state = self._state(key, head)
-        return Overview(head.inbox, _finished(found), claimed, state, head.state_version)
+        return Overview(
+            inbox=head.inbox,
+            results=_finished(found),
+            begun=frozenset(p for p, e in found.items() if e.carrier),
+            claimed=frozenset(p for p, e in found.items() if is_claimed(e, self._alive)),
+            state=self._state(key, head),
+            state_version=head.state_version,
+        )
 
     def upload(self, upload: Upload) -> bool:
         key = upload.rollout

@@ -12,10 +12,9 @@ if not same then return {'mismatch', f[5] or ''} end
 if f[2] and f[2] ~= '' and force == '0' then
   -- A claim: the carrier, and after an @ the executor that has it in hand.
   local at = string.find(f[2], '@', 1, true)
-  local another = at and string.sub(f[2], 1, at - 1) or f[2]
-  local busy = at and string.sub(f[2], at + 1) or ''
-  if another ~= carrier then return 'duplicate' end
-  if busy ~= '' and busy ~= executor and alive(busy) then return 'busy' end
+  local busy = at and string.sub(f[2], at + 1)
+  if busy and busy ~= executor and alive(busy) then return 'busy' end
+  if not busy and f[2] ~= carrier then return 'duplicate' end
 end
 local starts, version = number(f[8]) + 1, number(f[6])
 set(hash_field, hash, carrier_field, claim, starts_field, starts)

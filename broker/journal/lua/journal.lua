@@ -13,13 +13,20 @@ local function put_off(of, path, claim, carrier)
   if current == of and get('carrier:' .. path) == claim then set('carrier:' .. path, carrier) end
 end
 
+-- 0: nobody has begun on it; 1: somebody who is gone; 2: it is claimed.
+local function standing(claim)
+  if not claim or claim == '' then return 0 end
+  local at = string.find(claim, '@', 1, true)
+  return at and not alive(string.sub(claim, at + 1)) and 1 or 2
+end
+
 local function look(of, ...)
   if not current then return 'lost' end
   if current ~= of then return 'gone' end
   local calls = {}
   for _, path in ipairs({...}) do
     local f = redis.call('HMGET', key, 'hash:' .. path, 'result:' .. path, 'carrier:' .. path)
-    if f[1] then calls[#calls + 1] = {path, f[1], f[2], f[3]} end
+    if f[1] then calls[#calls + 1] = {path, f[1], f[2], standing(f[3])} end
   end
   return {'seen', get('inbox') or '', get('state') or '', number(get('state_version')), calls}
 end

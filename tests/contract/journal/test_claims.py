@@ -5,7 +5,18 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from broker.journal.base import Busy, Duplicate, Finished, Found, Go, Gone, Journal, Lost, Mismatch
+from broker.journal.base import (
+    Busy,
+    Duplicate,
+    Finished,
+    Found,
+    Go,
+    Gone,
+    Journal,
+    Lost,
+    Mismatch,
+    Overview,
+)
 from tests.support.journals import ARRAYS, call, finished, new_key, taken
 
 
@@ -29,7 +40,9 @@ async def test_the_same_carrier_begins_again_and_is_counted(journal: Journal, ke
     assert starts == [Go(1, b"", 0), Go(2, b"", 0), Go(3, b"", 0)]
 
 
-async def test_a_second_copy_of_a_claimed_call_is_dropped(journal: Journal, key: str) -> None:
+async def test_a_second_copy_of_a_call_that_waits_on_a_ladder_is_dropped(
+    journal: Journal, key: str
+) -> None:
     run = await taken(journal, key)
     await journal.begin(call(run, key, carrier="one"))
     assert await journal.begin(call(run, key, carrier="two")) == Duplicate()
@@ -61,16 +74,17 @@ async def test_a_call_that_a_living_executor_has_in_hand_is_left_to_it(
     ours, other = (call(run, key, executor=f"{key}-{name}") for name in ("ours", "other"))
     await journal.renew_lease(ours.executor, 30.0)
     assert await journal.begin(ours) == Go(1, b"", 0)
-    assert await journal.begin(other) == Busy()
-    assert await journal.begin(replace(other, carrier="copy")) == Duplicate()
+    again = replace(other, carrier="published again")
+    assert [await journal.begin(copy) for copy in (other, again)] == [Busy(), Busy()]
     assert await journal.begin(ours) == Go(2, b"", 0)
     assert isinstance(await journal.finish(ours, b"r"), Finished)
-    assert await journal.begin(other) == Found(b"r", "inbox")
+    assert [await journal.begin(copy) for copy in (other, again)] == [Found(b"r", "inbox")] * 2
 
 
+@pytest.mark.parametrize("carrier", ["carrier", "published again"])
 @pytest.mark.parametrize("how", ["ended", "ran out", "never had one", "forced"])
 async def test_a_call_whose_executor_is_gone_is_begun_by_another(
-    journal: Journal, key: str, how: str
+    journal: Journal, key: str, how: str, carrier: str
 ) -> None:
     run = await taken(journal, key)
     dead, other = (call(run, key, executor=f"{key}-{name}") for name in ("dead", "other"))
@@ -81,7 +95,44 @@ async def test_a_call_whose_executor_is_gone_is_begun_by_another(
         await journal.end_lease(dead.executor)
     if how == "ran out":
         await asyncio.sleep(0.06)
+    other = replace(other, carrier=carrier)
     assert await journal.begin(other, force=how == "forced") == Go(2, b"", 0)
+
+
+async def test_of_two_copies_of_a_dead_executors_call_one_is_begun(
+    journal: Journal, key: str
+) -> None:
+    """One that was published again, and the old one, which was redelivered late after all."""
+    run = await taken(journal, key)
+    await journal.begin(call(run, key, executor=f"{key}-dead"))
+    late = call(run, key, executor=f"{key}-late")
+    again = replace(late, carrier="published again", executor=f"{key}-again")
+    for executor in (late.executor, again.executor):
+        await journal.renew_lease(executor, 30.0)
+    assert await journal.begin(again) == Go(2, b"", 0)
+    assert await journal.begin(late) == Busy()
+    assert isinstance(await journal.finish(again, b"r"), Finished)
+    assert await journal.begin(late) == Found(b"r", "inbox")
+
+
+async def test_a_claim_is_seen_as_long_as_its_executor_lives(journal: Journal, key: str) -> None:
+    run = await taken(journal, key)
+    paths = ["lives", "ended", "ran out", "put off", "nobody's", "done"]
+    calls = {path: call(run, key, path, executor=f"{key}-{path}") for path in paths}
+    for path, each in calls.items():
+        await journal.renew_lease(each.executor, 0.05 if path == "ran out" else 30.0)
+        if path != "nobody's":
+            await journal.begin(each)
+    await journal.end_lease(calls["ended"].executor)
+    await journal.put_off(calls["put off"])
+    await journal.end_lease(calls["put off"].executor)
+    assert isinstance(await journal.finish(calls["done"], b"r"), Finished)
+    await asyncio.sleep(0.06)
+    seen = await journal.look(key, run.epoch, paths)
+    assert isinstance(seen, Overview)
+    assert seen.begun == {"lives", "ended", "ran out", "put off"}
+    assert seen.claimed == {"lives", "put off"}
+    assert set(seen.results) == {"done"}
 
 
 async def test_a_call_that_was_put_off_is_for_whoever_gets_its_message_next(

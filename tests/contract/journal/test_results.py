@@ -99,9 +99,9 @@ async def test_the_owners_sweep_sees_results_claims_and_state(journal: Journal, 
     await journal.finish(call(run, key, "0"), b"r", state=b"s", state_version=0)
     await journal.begin(call(run, key, "1"))
     seen = await journal.look(key, run.epoch, ["0", "1", "2"])
-    expected = Overview("owner", {"0": Stored(b"request", b"r")}, frozenset({"1"}), b"s", 1)
-    assert seen == expected
-    assert await journal.look(key, run.epoch, []) == Overview("owner", {}, frozenset(), b"s", 1)
+    stored, out, none = {"0": Stored(b"request", b"r")}, frozenset({"1"}), frozenset[str]()
+    assert seen == Overview("owner", stored, out, out, b"s", 1)
+    assert await journal.look(key, run.epoch, []) == Overview("owner", {}, none, none, b"s", 1)
 
 
 async def test_a_replaced_owner_sees_who_replaced_it(journal: Journal, key: str) -> None:

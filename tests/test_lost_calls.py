@@ -1,0 +1,239 @@
+"""Calls that a restarted broker has forgotten: their owner publishes them again, and no others."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from broker import codec
+from broker.journal.base import CallRef, Go, Gone, Lost, Overview
+from broker.journal.memory import MemoryJournal
+from broker.memory import MemoryBroker
+from broker.memory_node import MemoryNode
+from broker.messages import ToolCall
+from broker.topology import TOOL, tool_queue
+from tests.support.journals import taken
+from tests.support.virtual_time import VirtualTimeLoop
+from workers.inbox import Inbox
+from workers.owner import Ask, Owner
+
+KEY = "r.g/0/0"
+QUEUE = tool_queue("env")
+#: After a reconnect a lost call is published again within this time, and so is one whose executor
+#: is found dead.
+SOON_S = 8.0
+LONG_S = 300.0
+
+
+class Looks(MemoryJournal):
+    """Counts the looks; some find the store as it was while executors could not reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+        self.forgets_lease_once = ""
+
+    async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
+        self.looks += 1
+        lease, self.forgets_lease_once = self.forgets_lease_once, ""
+        if not lease:
+            return await super().look(rollout, epoch, paths)
+        await self.end_lease(lease)
+        seen = await super().look(rollout, epoch, paths)
+        await self.renew_lease(lease)
+        return seen
+
+
+class World:
+    """An owner with one call out, and nobody who takes it from its queue but the test."""
+
+    def __init__(self) -> None:
+        self.node = MemoryNode()
+        self.journal = Looks()
+        self.broker = MemoryBroker(self.node)
+        self.owner: Owner
+        self.call: asyncio.Task[bytes]
+
+    @asynccontextmanager
+    async def open(self, wait_s: float | None = None) -> AsyncGenerator[None, None]:
+        """The call is published."""
+        self.node.declare(QUEUE)
+        inbox = Inbox(self.broker, self.journal, "owner")
+        async with inbox.open():
+            run = await taken(self.journal, KEY, "owner")
+            with inbox.own(KEY, run) as self.owner:
+                self.call = asyncio.create_task(self.owner.call(asked(wait_s)))
+                await asyncio.sleep(0)
+                assert self.queued == 1
+                yield
+                self.call.cancel()
+                await asyncio.wait([self.call])
+
+    @property
+    def queued(self) -> int:
+        """Copies of the call."""
+        return len(self.node.queues[QUEUE.name].ready)
+
+    async def begun(self, executor: str = "executor") -> CallRef:
+        """Somebody takes a copy, which the broker has forgotten before it is acknowledged."""
+        stored = self.node.queues[QUEUE.name].ready.popleft()
+        call = codec.decode(ToolCall, stored.body, stored.kind)
+        ref = CallRef.of(call, executor)
+        await self.journal.renew_lease(executor)
+        assert isinstance(await self.journal.begin(ref), Go)
+        return ref
+
+    def restart_broker(self) -> None:
+        """It comes back without calls."""
+        self.node.queues[QUEUE.name].ready.clear()
+        self.broker.break_connection()
+
+
+def asked(wait_s: float | None) -> Ask:
+    fields = {"run": "r", "environment": "env", "name": "tool", "call_id": "c", "arguments": "{}"}
+    return Ask(
+        path="0",
+        request_hash=b"h",
+        exchange=TOOL.name,
+        key="env",
+        message=ToolCall,
+        fields=fields,
+        timeout_s=1200.0,
+        on_timeout=lambda: b"timed out",
+        wait_s=wait_s,
+        on_wait=lambda: b"nobody began",
+    )
+
+
+def played(scenario: Callable[[World], Awaitable[None]]) -> None:
+    """In virtual time."""
+
+    async def play() -> None:
+        world = World()
+        async with world.open():
+            await scenario(world)
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(play())
+
+
+def test_a_call_that_a_restarted_broker_forgot_is_published_again_soon_and_once() -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(2):
+            world.restart_broker()
+            await asyncio.sleep(SOON_S)
+            assert world.queued == 1
+            await asyncio.sleep(LONG_S)
+            assert world.queued == 1
+
+    played(scenario)
+
+
+def test_a_call_that_waits_in_a_backlog_is_published_once_per_reconnect_and_never_without() -> None:
+    async def scenario(world: World) -> None:
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 1
+        world.broker.break_connection()  # a cable: the broker has the call, which nobody can know
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 2
+
+    played(scenario)
+
+
+def test_a_call_that_was_published_after_the_reconnect_is_not_looked_for() -> None:
+    async def scenario(world: World) -> None:
+        world.restart_broker()
+        await asyncio.sleep(SOON_S)
+        looks = world.journal.looks
+        await asyncio.sleep(LONG_S)
+        assert world.journal.looks - looks <= LONG_S / 20 + 1  # as ever: the regular sweeps
+
+    played(scenario)
+
+
+def test_a_call_that_a_living_executor_has_is_left_to_it_until_that_one_is_dead() -> None:
+    async def scenario(world: World) -> None:
+        ref = await world.begun()
+        world.restart_broker()
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 0
+        await world.journal.end_lease(ref.executor)
+        await asyncio.sleep(SOON_S)
+        assert world.queued == 1
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 1
+
+    played(scenario)
+
+
+def test_a_call_whose_executor_died_with_the_broker_is_published_again_when_its_lease_is_out() -> (
+    None
+):
+    async def scenario(world: World) -> None:
+        ref = await world.begun()
+        world.restart_broker()
+        await asyncio.sleep(5.0)  # the lease outlasts the first look
+        assert world.queued == 0
+        await world.journal.end_lease(ref.executor)
+        await asyncio.sleep(SOON_S)
+        assert world.queued == 1
+        await world.begun("another")
+
+    played(scenario)
+
+
+def test_a_call_that_waits_on_a_ladder_is_left_there() -> None:
+    async def scenario(world: World) -> None:
+        ref = await world.begun()
+        await world.journal.put_off(ref)
+        await world.journal.end_lease(ref.executor)
+        world.restart_broker()
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 0
+
+    played(scenario)
+
+
+def test_one_look_that_finds_no_executor_is_not_believed() -> None:
+    """The store was away, and its executors have not renewed their leases yet."""
+
+    async def scenario(world: World) -> None:
+        ref = await world.begun()
+        world.journal.forgets_lease_once = ref.executor
+        world.restart_broker()
+        await asyncio.sleep(LONG_S)
+        assert not world.journal.forgets_lease_once
+        assert world.queued == 0
+
+    played(scenario)
+
+
+def test_a_call_is_not_published_again_while_its_journal_is_being_restored() -> None:
+    """Whoever executes it has lost its claim with the journal."""
+
+    async def scenario(world: World) -> None:
+        await world.begun()
+        world.journal.table.restore(type(world.journal.table)())
+        world.restart_broker()
+        await asyncio.sleep(25.0)
+        assert world.queued == 0
+        await asyncio.sleep(15.0)
+        assert world.queued == 1
+
+    played(scenario)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_call_was_begun_in_time_though_whoever_began_is_gone(begun: bool) -> None:
+    world = World()
+    async with world.open(wait_s=0.05):
+        if begun:
+            await world.journal.end_lease((await world.begun()).executor)
+        await asyncio.sleep(0.1)
+        await world.owner.sweep()
+        await asyncio.sleep(0)
+        done, _ = await asyncio.wait([world.call], timeout=0.2)
+        assert bool(done) is not begun
+        if done:
+            assert world.call.result() == b"nobody began"
