@@ -49,13 +49,6 @@ frame_head = _FRAME.unpack_from
 """(type, channel, size) at an offset."""
 
 
-class Returned(NamedTuple):
-    """An unroutable message that came back."""
-
-    code: int
-    text: str
-
-
 class Properties(NamedTuple):
     """What we read of a message's properties."""
 

@@ -7,6 +7,7 @@ confirmed when a channel died goes to the front of the backlog and is published 
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections import deque
 from itertools import takewhile
@@ -20,6 +21,8 @@ from broker.amqp_channel import Channel, ChannelDied
 from broker.amqp_link import Link
 from broker.base import Outgoing
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, QueueFull, TooLarge, Unroutable
+
+log = logging.getLogger(__name__)
 
 #: Unconfirmed messages: enough to keep the broker busy, few to publish again. All on one channel,
 #: so that one process in the broker takes what we send in one turn, and confirms it in one.
@@ -56,7 +59,8 @@ class Publisher:
         self._late_hints: deque[Outgoing] = deque()
         self._late_bytes = 0
         self._closed = False
-        self.hints_lost = 0
+        self._lost_hints = 0
+        """Since the socket was last free."""
 
     def publish(self, message: Outgoing) -> asyncio.Future[None]:
         """Done when it is confirmed."""
@@ -77,17 +81,22 @@ class Publisher:
             self._late_bytes += len(message.body)
             asyncio.get_running_loop().call_soon(self.pump)  # when this turn's writes have left
         else:
-            self.hints_lost += 1
+            self._lose_hint("the socket is full")
 
     def _send_hint(self, link: Link, message: Outgoing) -> None:
         try:
             if self._hints is None or self._hints.died is not None:
                 self._hints = Channel(link)
             pieces = _pieces(link, self._hints.number, message, b"", mandatory=False)
-        except (ChannelDied, ValueError):
-            self.hints_lost += 1
+        except (ChannelDied, ValueError) as e:
+            self._lose_hint(str(e))
         else:
             link.wire.write(pieces)
+
+    def _lose_hint(self, why: str) -> None:
+        if not self._lost_hints:
+            log.warning("replies are dropped, sweeps will find them", extra={"error": why})
+        self._lost_hints += 1
 
     def use(self, link: Link) -> None:
         """Publish on this link from now on."""
@@ -103,6 +112,9 @@ class Publisher:
             hint = self._late_hints.popleft()
             self._late_bytes -= len(hint.body)
             self._send_hint(link, hint)
+        if self._lost_hints and not link.wire.full:
+            log.warning("replies were dropped", extra={"count": self._lost_hints})
+            self._lost_hints = 0
         channel = self._channel or self._open_channel(link)
         while self._backlog and channel is not None and not link.wire.full:
             if len(channel.unconfirmed) >= WINDOW:

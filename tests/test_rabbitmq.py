@@ -377,3 +377,26 @@ async def test_a_burst_of_large_hints_waits_for_room_in_the_socket(
     for body in bodies:
         direct.publish_hint(to(queue, body))
     await everything_in(direct, queue, set(bodies))
+
+
+async def test_hints_beyond_what_may_wait_are_dropped_which_is_logged_once_with_their_count(
+    proxied: RabbitBroker,
+    proxy: Proxy,
+    queue: QueueSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said(text: str) -> int:
+        return sum(text in record.message for record in caplog.records)
+
+    monkeypatch.setattr("broker.amqp_publisher.LATE_HINTS_BYTES", 1_000_000)
+    proxy.stall()
+    for _ in range(300):
+        proxied.publish_hint(to(queue, bytes(100_000)))
+        await asyncio.sleep(0)
+    proxy.resume()
+    hand = Hand()
+    async with proxied.consume(queue.name, 300, hand.take):
+        while not said("were dropped"):
+            (await hand.next()).ack()
+    assert (said("are dropped"), said("were dropped")) == (1, 1)
