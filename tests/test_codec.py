@@ -84,6 +84,21 @@ def test_what_is_not_one_value_each_is_refused(bodies: list[bytes]) -> None:
         codec.unpack_each(bodies)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x81\xa1a\x91\x81\x01\x02",  # a key that is no text
+        b"\x81\xa1a\x91\xd6\xff\x00\x00\x00\x00",  # a date
+        b"\x81\xa1a\x91\xc7\x01\x05x",  # an extension type
+        b"\x91" * 40 + b"\x01",
+        b"\xdf\x00\x01\x11\x70" + b"".join(msgpack.packb(str(n)) + b"\x01" for n in range(70_000)),
+    ],
+)
+def test_data_that_is_not_plain_is_refused_wherever_it_stands(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        codec.unpack(body)
+
+
 @given(size=st.integers(0, 200_000))
 @settings(max_examples=20)
 def test_a_large_body_is_compressed_and_comes_back(size: int) -> None:
