@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth
 from broker.errors import QueueFull, Unroutable, WarrenError
-from broker.journal.base import Journal, Run
+from broker.journal.base import Finished, Journal, Run
 from broker.metrics import Metrics
 from broker.series import Spread, Value
 from broker.topology import QueueSpec
@@ -191,6 +191,18 @@ class _MeteredJournal:
         self._journal = journal
         self._metrics = metrics
 
+    async def listen(
+        self, inbox: str, hear: Callable[[bytes], None], missed: Callable[[], None]
+    ) -> None:
+        """See listening.Tells: no operation, but what comes is counted."""
+        heard = self._metrics.heard.labels()
+
+        def counted(reply: bytes) -> None:
+            heard.now += 1
+            hear(reply)
+
+        await self._journal.listen(inbox, counted, missed)
+
     def __getattr__(self, op: str) -> Any:
         """Made once per operation, then found on the instance."""
         counted = _counted(op, getattr(self._journal, op), self._metrics)
@@ -202,6 +214,7 @@ def _counted(
     op: str, call: Callable[..., Awaitable[Any]], metrics: Metrics
 ) -> Callable[..., Awaitable[Any]]:
     seconds, errors = metrics.journal_s.labels(op), metrics.journal_errors.labels(op)
+    told = metrics.told.labels()
     answers: dict[type[Any], Value] = {}
 
     def answered(kind: type[Any]) -> Value:
@@ -222,6 +235,8 @@ def _counted(
             (answers.get(kind) or answered(kind)).now += 1
             if kind is Run:
                 metrics.replayed_calls.labels().inc(len(answer.results))
+            elif kind is Finished and answer.told:
+                told.now += 1
         return answer
 
     return counted

@@ -72,6 +72,8 @@ class Metrics:
             "amqp_confirm_seconds", "From a publish to its confirm.", _FAST_S, "exchange"
         )
         self.hints = counter("amqp_hints", "Replies sent without confirm.")
+        self.told = counter("journal_told", "Replies that the journal's store sent by itself.")
+        self.heard = counter("journal_heard", "Replies that came from the journal's store.")
         self.journal_s = histogram(
             "journal_op_seconds", "Operations of the journal.", _FAST_S, "op"
         )

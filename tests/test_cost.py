@@ -17,13 +17,16 @@ import pytest
 from broker import codec
 from broker.base import Outgoing
 from broker.journal.base import Journal
+from broker.journal.redis import RedisJournal
 from broker.memory import MemoryBroker
 from broker.memory_node import MemoryNode
 from broker.messages import Limits, ModelCall, ModelResult, Tokens
 from broker.topology import QueueSpec, ladder_queues
 from sinks import tokens
 from sinks.rows import row_for
+from tests.support import services
 from tests.support.calls import model_call
+from tests.support.journals import listeners
 from tests.support.rig import Rig, message, tool_call
 from workers.model_gateway.gateway import terms_of
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
@@ -65,7 +68,7 @@ class CountingBroker(MemoryBroker):
 
 
 class CountingJournal:
-    """Counts operations, by their name; a worker's lease is none of a rollout's."""
+    """Counts operations, by their name; a worker's lease and listening are none of a rollout's."""
 
     def __init__(self, journal: Journal, operations: Counter[str]) -> None:
         self._journal = journal
@@ -75,7 +78,7 @@ class CountingJournal:
         operation = getattr(self._journal, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if "lease" not in name:
+            if "lease" not in name and name != "listen":
                 self._operations[name] += 1
             return operation(*args, **kwargs)
 
@@ -111,12 +114,15 @@ def _sampled(items: list[Item], continues: bool) -> ModelResult:
 
 
 @asynccontextmanager
-async def rig(operations: Counter[str]) -> AsyncGenerator[tuple[Rig, CountingNode], None]:
+async def rig(
+    operations: Counter[str], journal: Journal | None = None
+) -> AsyncGenerator[tuple[Rig, CountingNode], None]:
     spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks)])
     made = Rig(spec, plays, {"get_weather": lambda arguments: "4 degrees, snow"})
     node = CountingNode()
     made.node = MemoryBroker(node)
-    made.journal = cast(Any, CountingJournal(made.journal, operations))
+    made.journal = cast(Any, CountingJournal(journal or made.journal, operations))
+    made.executor_lives = journal is not None
     async with made, made.agent(), made.verifier():
         yield made, node
 
@@ -133,6 +139,27 @@ async def test_a_rollout_of_three_calls_is_nine_messages_and_six_confirms() -> N
         "trajectory.v1": 1,
         "result.v1": 1,
     }
+
+
+async def test_over_redis_replies_are_no_messages_and_no_operations_either(
+    killable_redis: services.RedisProcess | services.Container,
+) -> None:
+    operations: Counter[str] = Counter()
+    journal = await RedisJournal.connect(killable_redis.url)
+    async with rig(operations, journal) as (made, node):
+        await listeners(killable_redis.url, count=2)
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    await journal.close()
+    assert {kind: count / ROLLOUTS for kind, count in node.messages.items()} == {
+        "task.v1": 1,
+        "modelcall.v1": 2,
+        "toolcall.v1": 1,
+        "trajectory.v1": 1,
+        "result.v1": 1,
+    }
+    operations.pop("look", None)
+    assert sum(operations.values()) / ROLLOUTS == 10
 
 
 async def test_a_rollout_of_three_calls_is_ten_journal_operations() -> None:

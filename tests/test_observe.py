@@ -5,14 +5,17 @@ import json
 import logging
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.exposition import generate_latest
 
 from broker.base import Delivery, Outgoing
 from broker.errors import JournalUnavailable, Unroutable, UsageError
-from broker.journal.base import CallRef, Run
+from broker.journal.base import CallRef, Finished, Gone, Lost, Run
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.masking import MASK
 from broker.memory import MemoryBroker
@@ -20,6 +23,7 @@ from broker.metered import MeteredBroker, family, metered_journal
 from broker.metrics import EndpointFigures, Metrics
 from broker.topology import DEAD, TASK, ladder_exchange, task_key, task_queue
 from sinks.totals import RowSummary
+from tests.support.journals import call, finished, taken
 from warren.logs import Masking, human_line, json_line
 from warren.observe import checks_of, count_rows, serving
 
@@ -92,6 +96,30 @@ async def test_a_metered_journal_counts_operations_answers_and_replays() -> None
     assert value(metrics, "journal_results_total", op="take", result="run") == 2
     assert value(metrics, "replayed_calls_total") == 1
     assert value(metrics, "journal_op_seconds_count", op="begin") == 2
+
+
+async def test_replies_that_the_journal_tells_are_counted_where_they_go_and_where_they_come() -> (
+    None
+):
+    class Telling(MemoryJournal):
+        async def listen(
+            self, inbox: str, hear: Callable[[bytes], None], missed: Callable[[], None]
+        ) -> None:
+            hear(b"reply")
+
+        async def finish(self, *args: Any, **kwargs: Any) -> Finished | Gone | Lost:
+            done = await super().finish(*args, **kwargs)
+            return replace(done, told=True) if isinstance(done, Finished) else done
+
+    metrics = Metrics("agent", "0")
+    journal = metered_journal(Telling(), metrics)
+    heard: list[bytes] = []
+    await journal.listen("inbox", heard.append, heard.clear)
+    run = await taken(journal, "r")
+    await finished(journal, call(run, "r"))
+    assert (heard, value(metrics, "journal_heard_total")) == ([b"reply"], 1)
+    assert value(metrics, "journal_told_total") == 1
+    assert value(metrics, "journal_op_seconds_count", op="listen") is None
 
 
 async def test_a_failing_journal_is_counted_and_raises() -> None:

@@ -205,9 +205,9 @@ class Executor:
                 )
             )
             match finished:
-                case Finished(result, _, inbox):
+                case Finished(result, _, inbox, told):
                     crash_at("executor.after_finish")
-                    return self._reply(call, inbox, "result", result)
+                    return None if told else self._reply(call, inbox, "result", result)
                 case Gone():
                     return self._reply(call, "", "gone")
                 case Lost() if time.time() > call.deadline:

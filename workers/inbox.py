@@ -40,6 +40,8 @@ class Inbox:
         self._sweep_s = sweep_s
         self._owners: dict[str, Owner] = {}
         self._deadlines = Deadlines()
+        self._missed = False
+        """Whether replies may have been lost since the last sweep."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
@@ -49,7 +51,8 @@ class Inbox:
         await self._journal.renew_lease(self.worker_id)
         try:
             async with asyncio.TaskGroup() as group:
-                chores = [group.create_task(chore()) for chore in (self._lease, self._sweeps)]
+                lasting = (self._lease, self._sweeps, self._listen)
+                chores = [group.create_task(chore()) for chore in lasting]
                 async with self._broker.consume(queue.name, None, self._hear):
                     yield
                 for task in chores:
@@ -81,8 +84,17 @@ class Inbox:
         return _Owning(self._owners, owner)
 
     def _hear(self, delivery: Delivery) -> None:
+        self._read(delivery.body, delivery.kind)
+
+    async def _listen(self) -> None:
+        await self._journal.listen(self.worker_id, self._read, self._miss)
+
+    def _miss(self) -> None:
+        self._missed = True
+
+    def _read(self, body: bytes, kind: str | None = None) -> None:
         try:
-            reply = codec.decode(Reply, delivery.body, delivery.kind)
+            reply = codec.decode(Reply, body, kind)
         except WireError as e:
             log.warning("unreadable reply", extra={"error": str(e)})
             return
@@ -106,8 +118,8 @@ class Inbox:
                 await asyncio.sleep(SETTLE_S)
                 seen = self._broker.reconnects
             owners = self._owners.values()
-            if clock() - swept_at >= self._sweep_s:
-                swept_at = clock()
+            if self._missed or clock() - swept_at >= self._sweep_s:
+                swept_at, self._missed = clock(), False
                 await self._sweep([o for o in owners if o.waits], seen)
             elif due := [o for o in owners if o.is_due(seen)]:
                 await self._sweep(due, seen)

@@ -17,8 +17,8 @@ A rollout's record, under `Task.journal_key` (a verifier has one of its own, `<k
 * *journal lost*: `begin` and `finish` carry how many results the owner held. A journal that
   knows fewer, or no record at all, has been flushed or rolled back: the owner uploads.
 
-Every method is one atomic operation and one round trip. Methods raise JournalUnavailable when
-the store does not answer; the caller keeps its delivery and tries again.
+Every method but `listen` is one atomic operation and one round trip. It raises JournalUnavailable
+when the store does not answer; the caller keeps its delivery and tries again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ from typing import Protocol
 
 import msgspec
 
+from broker.journal.listening import Tells
 from broker.messages import Call, ToolCall
 
 #: A worker renews its lease this often ...
@@ -124,6 +125,8 @@ class Finished(msgspec.Struct, frozen=True):
     result: bytes
     won: bool
     inbox: str
+    told: bool = False
+    """Whether that inbox has heard of it from the journal (listening.py)."""
 
 
 class Overview(msgspec.Struct, frozen=True):
@@ -152,7 +155,7 @@ class CallRef(msgspec.Struct, frozen=True, kw_only=True):
     request_hash: bytes
     held: int
     executor: str = ""
-    """Who asks: the name of its lease. Without one nobody waits for it."""
+    """Who asks: the name of its lease. Without one nobody waits for it, nor is told."""
     lasting: bool = True
     """Whether that it was begun must outlast a store whose claims end with its process: a tool may
     have acted, or have killed its worker. Of a model call such a store may keep it in memory."""
@@ -193,7 +196,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     any more, so each counts as begun once: at-most-once tools must not run again."""
 
 
-class Journal(Protocol):
+class Journal(Tells, Protocol):
     """See the module's docstring. All names of rollouts are journal keys."""
 
     async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
@@ -231,7 +234,7 @@ class Journal(Protocol):
     async def finish(
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
     ) -> Finished | Gone | Lost:
-        """Store the result unless there is one, clear the claim, count as progress.
+        """Store the result unless there is one, clear the claim, count as progress, tell (`Tells`).
 
         With `state`: stored with the result, only if the stored version is still
         `state_version`, which then grows by one; otherwise (somebody else moved it: this
@@ -285,10 +288,7 @@ class Journal(Protocol):
         ...
 
     async def renew_lease(self, inbox: str, for_s: float | None = None) -> None:
-        """This worker is alive; called every LEASE_RENEW_S, holds for LEASE_S.
-
-        `for_s`: of executors, another time.
-        """
+        """This worker is alive for the next LEASE_S, or `for_s`; called every LEASE_RENEW_S."""
         ...
 
     async def end_lease(self, inbox: str) -> None:

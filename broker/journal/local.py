@@ -19,13 +19,14 @@ from broker.journal.base import (
     Taken,
     Upload,
 )
+from broker.journal.listening import TellsNobody
 from broker.journal.rules import Rules, Table
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class LocalJournal(ABC):
+class LocalJournal(TellsNobody, ABC):
     """`Journal` over a table; implementations say how an operation becomes atomic."""
 
     def __init__(self, table: Table, *, lease_s: float = LEASE_S) -> None:

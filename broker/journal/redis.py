@@ -5,11 +5,12 @@ Every operation is one round trip (redis_client.py). Redis must not evict:
 """
 
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgpack
 
+from broker import codec
 from broker.journal.base import (
     LEASE_S,
     Begun,
@@ -35,11 +36,16 @@ from broker.journal.base import (
 )
 from broker.journal.record import VERIFY
 from broker.journal.redis_client import PATIENCE_S, Client, Script
+from broker.journal.redis_listener import listen
 from broker.journal.totals import add_totals, pack_info, pack_totals, unpack_info, unpack_totals
+from broker.messages import Reply
 from broker.names import new_id
 
 #: What has not changed for this long is forgotten.
 KEEP_S: Final = 7 * 86400.0
+#: A larger result's reply goes through the broker: Redis cuts who listens and has not read 32 MB
+#: yet, or 8 MB for a minute (its client-output-buffer-limit), which some 500 of these stay below.
+TOLD_BYTES: Final = 16 * 1024
 #: One script call marks or tombstones this many at most: Redis does nothing else meanwhile.
 _CHUNK: Final = 2000
 #: `is_cancelled` remembers an answer for this long.
@@ -152,13 +158,15 @@ class RedisJournal:
             call.held,
             result,
             *new_state,
+            _reply(call, result),
         )
         match reply:
             case [b"known", inbox, winner]:
                 return Finished(winner, False, inbox.decode())
             case b"gone" | b"lost":
                 return _gone_or_lost(reply)
-        return Finished(result, True, reply[1:].decode())  # "@" and the owner's inbox
+        told = reply[:1] == b"!"  # before the owner's inbox; "@" where it was not told
+        return Finished(result, True, reply[1:].decode(), told)
 
     async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
         reply = await self._do("look", rollout, epoch, *paths)
@@ -224,9 +232,25 @@ class RedisJournal:
     async def end_lease(self, inbox: str) -> None:
         await self._client.do("DEL", f"warren:lease:{inbox}")
 
+    async def listen(
+        self, inbox: str, hear: Callable[[bytes], None], missed: Callable[[], None]
+    ) -> None:
+        await listen(self._client.address, f"warren:inbox:{inbox}", hear, missed)
+
     async def close(self) -> None:
         """Let go of the connections."""
         await self._client.close()
+
+
+def _reply(call: CallRef, result: bytes) -> bytes:
+    """The packed Reply to the owner less its last field's bytes, which the script has anyway.
+
+    Empty where nobody is to be told, or it is too long.
+    """
+    if not call.executor or not 0 < len(result) <= TOLD_BYTES:
+        return b""
+    reply = Reply(rollout=call.rollout, epoch=call.epoch, path=call.path, result=result)
+    return codec.pack(reply)[: -len(result)]
 
 
 def _gone_or_lost(reply: bytes) -> Gone | Lost:

@@ -59,7 +59,7 @@ class Client:
         """Raises ValueError for what is no URL of a Redis."""
         self.url = mask_url(url)
         self._patience_s = patience_s
-        self._address = Address(url)
+        self.address = Address(url)
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
         self._closed = False
@@ -137,7 +137,7 @@ class Client:
     async def _open(self) -> Link:
         """One attempt for all who wait for it."""
         if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._address.open())
+            self._opening = asyncio.get_running_loop().create_task(self.address.open())
             self._opening.add_done_callback(self._opened)
         opening = self._opening
         try:

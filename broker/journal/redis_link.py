@@ -151,11 +151,16 @@ class Address:
             raise ValueError(f"an option of it is unknown: {e}") from e
 
     async def open(self) -> Link:
-        """Connect, authenticate, choose the database. Raises LinkLost, Refusal."""
+        """A connected link. Raises LinkLost, Refusal."""
         link = Link()
+        await self.connect(link)
+        return link
+
+    async def connect(self, link: Link) -> None:
+        """Connect it, authenticate, choose the database. Raises LinkLost, Refusal."""
         try:
             async with asyncio.timeout(SILENCE_S):
-                await self._connect(link)
+                await self._reach(link)
                 await self._greet(link)
         except (OSError, TimeoutError) as e:
             link.close()
@@ -163,9 +168,8 @@ class Address:
         except BaseException:
             link.close()
             raise
-        return link
 
-    async def _connect(self, link: Link) -> None:
+    async def _reach(self, link: Link) -> None:
         loop, options = asyncio.get_running_loop(), self._options
         if "path" in options:
             await loop.create_unix_connection(lambda: link, options["path"])

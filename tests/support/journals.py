@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal
 
+from redis.asyncio import Redis
+
 from broker.journal.base import CallRef, Finished, Go, Journal, Run, Runs, Stored, Upload
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.journal.redis import RedisJournal, RedisRuns
@@ -41,6 +43,16 @@ async def opened_journal(
         yield journal
     finally:
         await journal.close()
+
+
+async def listeners(url: str, inbox: str = "*", *, count: int = 1) -> None:
+    """Wait until so many inboxes of these hear their replies from this Redis."""
+    async with Redis.from_url(url) as redis:
+
+        async def heard() -> bool:
+            return len(await redis.pubsub_channels(f"warren:inbox:{inbox}")) == count
+
+        await eventually(heard)
 
 
 @asynccontextmanager

@@ -89,6 +89,8 @@ class Rig:
         """How often each call was really executed, by `<rollout>:<path>`."""
         self.executes = True
         """Whether it executes calls itself; else the test has executors of its own."""
+        self.executor_lives = False
+        """Whether its executor has a lease, so that a store that can tells owners of results."""
         self.sweep_s = 0.1
         """How often owners look for lost replies."""
         self.arrived = asyncio.Condition()
@@ -108,6 +110,8 @@ class Rig:
             tools = tool_queue(self.spec.name)
             sources.append(Source(tools, 100, self.tool_handler(executor), "tool"))
         self._stack.push_async_callback(broker.close)
+        if self.executor_lives:
+            await self._stack.enter_async_context(executor.open())
         await self._stack.enter_async_context(self.process(broker, sources))
         return self
 
