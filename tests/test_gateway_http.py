@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import random
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -74,6 +75,60 @@ async def test_an_answer_is_read_in_every_form_however_it_is_cut(
 ) -> None:
     answer = await ask(sends(data, pause_s=pause_s))
     assert (answer.status, answer.body) == (200, b"ok")
+
+
+LARGE = random.Random(0).randbytes(300_000)
+
+
+def large_head(*more: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", b"content-length: 300000", *more, b"\r\n"])
+
+
+async def test_large_answers_are_whole_and_leave_their_connection_fit_for_the_next() -> None:
+    head = large_head()
+    early = b"HTTP/1.1 100 Continue\r\n\r\n"
+    async with client(*[sends(early + head + LARGE), sends(OK)] * 3) as (http, server):
+        connections = counting(server)
+        for _ in range(3):
+            assert (await http.request("POST", "/v1/x")).body == LARGE
+            assert (await http.request("POST", "/v1/x")).body == b"ok"
+        assert connections() == 1
+
+
+async def test_large_answers_at_a_time_do_not_mix() -> None:
+    answers = [bytes([n]) * 300_000 for n in range(1, 9)]
+    async with client(*(sends(large_head() + answer) for answer in answers)) as (http, _):
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(http.request("POST", "/v1/x")) for _ in answers]
+        assert sorted(bytes(task.result().body) for task in asked) == answers
+
+
+async def test_a_large_answer_that_its_server_ends_with_is_its_connections_last() -> None:
+    last = large_head(b"connection: close") + LARGE
+    async with client(sends(last, then="waits")) as (http, server):
+        assert (await http.request("POST", "/v1/x")).body == LARGE
+        connections = counting(server)
+        async with asyncio.timeout(5):
+            while connections():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+
+async def test_what_follows_a_large_answer_unasked_is_no_answer_to_the_next_request() -> None:
+    async with client(sends(large_head() + LARGE + OK.replace(b"ok", b"no"))) as (http, _):
+        assert (await http.request("POST", "/v1/x")).body == LARGE
+        assert (await http.request("POST", "/v1/x")).body == b"ok"
+
+
+async def test_a_large_answer_that_is_compressed_is_unpacked() -> None:
+    packed = gzip.compress(LARGE, mtime=0)
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    assert (await ask(sends(head + packed))).body == LARGE
+
+
+@pytest.mark.parametrize("then", ["closes", "resets"])
+async def test_a_large_answer_that_breaks_off_is_none(then: str) -> None:
+    with pytest.raises(Broken, match="broke off after"):
+        await ask(sends(large_head() + LARGE[:-1], then=then))
 
 
 async def test_a_body_without_a_length_ends_with_the_connection() -> None:
@@ -248,7 +303,7 @@ async def test_tls_is_spoken_and_certificates_are_checked(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(OK)
+            writer.write(large_head() + LARGE)
             await writer.drain()
         writer.close()
 
@@ -259,7 +314,7 @@ async def test_tls_is_spoken_and_certificates_are_checked(
         port = server.sockets[0].getsockname()[1]
         http = HttpClient(f"https://localhost:{port}/v1")
         if trusted:
-            assert (await http.request("GET", "/v1/x")).body == b"ok"
+            assert (await http.request("POST", "/v1/x")).body == LARGE
         else:
             with pytest.raises(Broken, match="CERTIFICATE_VERIFY_FAILED"):
                 await http.request("GET", "/v1/x")

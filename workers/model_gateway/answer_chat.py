@@ -12,12 +12,13 @@ from workers.model_gateway.backend import BackendRequest
 from workers.model_gateway.config import Price
 from workers.model_gateway.conversion import MALFORMED, assistant_items
 from workers.model_gateway.failures import embedded_error, ended_early, no_json, unusable
+from workers.model_gateway.http import Body
 
 #: A larger count is none: it would break what adds them up.
 _MOST_TOKENS: Final = 2**40
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: Body) -> dict[str, Any]:
     """The object in an answer's body. Raises Retryable where there is none, or an error in it."""
     try:
         answer = msgspec.json.decode(body)

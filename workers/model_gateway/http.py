@@ -18,6 +18,9 @@ KEEPALIVE_S: Final = 30.0
 #: Later than this after the request, a closed connection is a server that died of it.
 RACE_S: Final = 1.0
 
+#: Of an answer: as it came, or read into its place.
+Body = bytes | bytearray
+
 
 def environment_proxy(url: str) -> str | None:
     """The proxy that the environment names for `url`. aiohttp's `trust_env` looks at every request,

@@ -20,7 +20,7 @@ from broker.errors import UsageError
 from broker.masking import Secret, mask_url
 from workers.model_gateway.config import basic_auth
 from workers.model_gateway.http import CONNECT_S, KEEPALIVE_S
-from workers.model_gateway.http_connection import Answer, Broken, Connection, Unheard
+from workers.model_gateway.http_connection import Answer, Broken, Connection, Unheard, reading_place
 
 _RESOLVE_EVERY_S: Final = 60.0
 #: How long an address gets before the next one is tried beside it (RFC 8305).
@@ -53,6 +53,7 @@ class HttpClient:
         self._resolving = asyncio.Lock()
         self._sweep: asyncio.TimerHandle | None = None
         self._keeps = keeps
+        self._reading = reading_place()
         self.resent = 0
         """Requests sent twice, since the server had just closed their connection."""
 
@@ -137,7 +138,7 @@ class HttpClient:
         )
         try:
             _, connection = await loop.create_connection(
-                functools.partial(Connection, loop),
+                functools.partial(Connection, loop, self._reading),
                 sock=free,
                 ssl=self._tls,
                 server_hostname=self._host if self._tls else None,

@@ -18,6 +18,7 @@ from broker.shared.base import PauseMode, PolicyUpdateFailed
 from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import Retryable
 from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.http import Body
 from workers.model_gateway.http_client import HttpClient
 from workers.model_gateway.masking import masked
 
@@ -148,7 +149,7 @@ class _Engine:
 
     async def post(
         self, path: str, body: dict[str, Any] | None = None, *, method: str = "POST"
-    ) -> bytes:
+    ) -> Body:
         """The answer's body. Raises PolicyUpdateFailed with the server's words."""
         packed = b"" if body is None else msgspec.json.encode(body)
         target = urlsplit(self._root).path + path

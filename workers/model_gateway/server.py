@@ -14,6 +14,7 @@ from workers.model_gateway.asgi import Asks
 from workers.model_gateway.backend import Retryable
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.failures import status_error
+from workers.model_gateway.http import Body
 from workers.model_gateway.http_client import HttpClient
 from workers.model_gateway.http_connection import Answer
 from workers.model_gateway.masking import masked
@@ -37,11 +38,11 @@ class ModelServer:
         """Requests sent twice (http_client.HttpClient)."""
         return self._http.resent
 
-    async def post(self, path: str, body: bytes) -> bytes:
+    async def post(self, path: str, body: bytes) -> Body:
         """The answer's body, if its status is 2xx. Raises BackendErrors, ConnectionError."""
         return self._checked(await self._http.request("POST", path, body))
 
-    async def get(self, path: str) -> bytes:
+    async def get(self, path: str) -> Body:
         """The same, without a request body."""
         return self._checked(await self._http.request("GET", path))
 
@@ -65,7 +66,7 @@ class ModelServer:
         """Without our secrets, and whatever else looks like one."""
         return masked(text, self._secrets)
 
-    def _checked(self, answer: Answer) -> bytes:
+    def _checked(self, answer: Answer) -> Body:
         if 200 <= answer.status < 300:
             return answer.body
         text = self.masked(answer.body.decode(errors="replace"))

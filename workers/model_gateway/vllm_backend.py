@@ -40,6 +40,7 @@ from workers.model_gateway.conversion import (
 )
 from workers.model_gateway.failures import ended_early, unusable
 from workers.model_gateway.fields import chat_terms
+from workers.model_gateway.http import Body
 from workers.model_gateway.server import ModelServer
 from workers.model_gateway.versions import VersionReader
 from workers.model_gateway.vllm_tokens import Continued, TokenPath
@@ -168,7 +169,7 @@ class VllmBackend:
         """Close the connections."""
         await self._server.close()
 
-    async def _post_root(self, path: str, body: Mapping[str, Any]) -> bytes:
+    async def _post_root(self, path: str, body: Mapping[str, Any]) -> Body:
         return await self._server.post(self._server.root + path, msgspec.json.encode(body))
 
     async def _weight_info(self) -> int | None:
@@ -181,7 +182,7 @@ class VllmBackend:
             raise unusable(f"its weight info is not JSON ({e})") from e
         return version_in(info)
 
-    def _read(self, body: bytes) -> _Answer:
+    def _read(self, body: Body) -> _Answer:
         try:
             answer = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:

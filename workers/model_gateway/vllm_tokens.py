@@ -20,6 +20,7 @@ from broker.messages import VersionSpan
 from workers.model_gateway.backend import BackendRequest, ContextOverflow, Refused
 from workers.model_gateway.conversion import messages_of
 from workers.model_gateway.failures import unusable
+from workers.model_gateway.http import Body
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _NOT_THERE: Final = ("HTTP 403", "HTTP 404", "HTTP 405")
 #: One odd answer, of a proxy or while it starts, costs no more than a minute's tokens.
 _LOOK_AGAIN_S: Final = 60.0
 
-Post = Callable[[str, Mapping[str, Any]], Awaitable[bytes]]
+Post = Callable[[str, Mapping[str, Any]], Awaitable[Body]]
 
 
 class _Rendered(msgspec.Struct, gc=False):
@@ -78,7 +79,7 @@ class Continued:
     logprobs: list[float] | None
     finish_reason: str | None
     versions: VersionSpan | None
-    chat: bytes
+    chat: Body
     """The server's Chat Completions answer for it, tool calls parsed."""
 
 
@@ -166,7 +167,7 @@ class TokenPath:
         if not answer.choices:
             raise unusable("it has no choices")
         choice = answer.choices[0]
-        chat = b""
+        chat: Body = b""
         if choice.finish_reason not in ("abort", "error"):
             chat = await self._post(
                 DERENDER,
@@ -214,7 +215,7 @@ def _span(weights: Sequence[_Weights]) -> VersionSpan | None:
     return VersionSpan(min=min(versions), max=max(versions))
 
 
-def _read(type_: type[Any], body: bytes) -> Any:
+def _read(type_: type[Any], body: Body) -> Any:
     try:
         return msgspec.json.decode(body, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
