@@ -217,6 +217,7 @@ class Executor:
                     await asyncio.sleep(_LOST_RETRY_S)
 
     def _reply(self, call: Call, inbox: str, kind: ReplyKind, result: bytes = b"") -> None:
+        # Not compressed: what makes one large are tokens, which zstd leaves as they are.
         reply = Reply(
             rollout=call.rollout,
             epoch=call.epoch,
@@ -228,7 +229,7 @@ class Executor:
             Outgoing(
                 exchange=REPLY.name,
                 key=inbox or call.reply_to,
-                body=codec.encode(reply),
+                body=codec.pack(reply),
                 kind=codec.kind_of(Reply),
                 persistent=False,
             )
