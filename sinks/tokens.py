@@ -1,6 +1,8 @@
 """A model call's token arrays as a row has them: lists on its last output item, all or none."""
 
 import math
+from array import array
+from typing import Any
 
 from broker.errors import WireError
 from broker.messages import ModelResult, Tokens
@@ -14,18 +16,29 @@ def token_fields(tokens: Tokens) -> TokenFields | None:
     if len(tokens.generated_ids) != len(tokens.logprobs):
         return None
     try:
-        prompt, generated = ints(tokens.prompt_ids).tolist(), ints(tokens.generated_ids).tolist()
-        logprobs = floats(tokens.logprobs).tolist()
+        prompt, generated = _listed(ints(tokens.prompt_ids)), _listed(ints(tokens.generated_ids))
+        logprobs = _listed(floats(tokens.logprobs))
     except WireError:
         return None
     # float32 values can't overflow this sum, so it is finite only if all of them are
-    if not math.isfinite(sum(logprobs)):
+    if _has_huge(tokens.logprobs) and not math.isfinite(sum(logprobs)):
         return None
     return {
         "prompt_token_ids": prompt,
         "generation_token_ids": generated,
         "generation_log_probs": logprobs,
     }
+
+
+def _listed(numbers: "memoryview[Any]") -> list[Any]:
+    """`numbers.tolist()`, by the loop of `array`, which takes half the time."""
+    return array(numbers.format, numbers.tobytes()).tolist()
+
+
+def _has_huge(packed: bytes) -> bool:
+    """Whether a float32 is infinite, NaN or above 1e38, which its highest byte tells."""
+    highest = packed[3::4]
+    return 0x7F in highest or 0xFF in highest
 
 
 def fields_of(node: Node) -> TokenFields | None:

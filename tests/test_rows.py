@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from broker import codec
 from broker.messages import Failure, Result, Sampling, Task, Tokens, Trajectory, Verdict
 from sinks.rows import CREATE_PARAMS, NotARow, encode, failed_row, row_for, row_of
+from sinks.tokens import token_fields
 from sinks.totals import Tally, add_totals
 from tests.support.rollouts import TWO_STEPS, failed, model_call, result, said, tokens, tool_call
 
@@ -165,6 +166,30 @@ def test_a_reward_that_is_no_number_is_the_verifiers_failure(reward: float) -> N
 def test_components_stand_at_the_top_and_in_warren() -> None:
     got = row(result(verdict=Verdict(reward=0.75, components=(("a", 0.5), ("b", 0.25)))))
     assert got["reward_components"] == got["warren"]["reward_components"] == {"a": 0.5, "b": 0.25}
+
+
+FLOATS = st.floats(width=32) | st.sampled_from([math.inf, -math.nan, 3.4e38, -3.4e38])
+
+
+@given(ids=st.lists(st.integers(-(2**31), 2**31 - 1)), sampled=st.lists(FLOATS))
+def test_token_fields_are_the_arrays_numbers_unless_a_logprob_is_not_finite(
+    ids: list[int], sampled: list[float]
+) -> None:
+    prompt, logprobs = array("i", ids), array("f", sampled)
+    generated = array("i", range(len(sampled)))
+    fields = token_fields(
+        Tokens(
+            prompt_ids=prompt.tobytes(),
+            generated_ids=generated.tobytes(),
+            logprobs=logprobs.tobytes(),
+        )
+    )
+    whole = {
+        "prompt_token_ids": list(prompt),
+        "generation_token_ids": list(generated),
+        "generation_log_probs": list(logprobs),
+    }
+    assert fields == (whole if all(map(math.isfinite, logprobs)) else None)
 
 
 @pytest.mark.parametrize(
