@@ -58,7 +58,7 @@ def _simple(depth: int) -> Any:
     return level
 
 
-#: Reads what msgpack would read as the same; in it no array or map can claim much memory.
+#: Reads what msgpack would read as the same.
 _SIMPLE: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(_simple(_SIMPLE_DEPTH))
 
 
@@ -84,7 +84,7 @@ def pack_json(value: object) -> bytes:
 
 def unpack(body: bytes) -> Any:
     """Unpack plain data within the limits. Raises Undecodable or TooLarge."""
-    # as numbers: to look for `bytes` raises and drops a TypeError first, five times the cost
+    # where no array or map can claim much memory (as in `read`)
     if 0xDC not in body and 0xDD not in body and 0xDF not in body and len(body) <= MAX_BODY_BYTES:
         try:
             return _SIMPLE.decode(body)
@@ -159,7 +159,9 @@ def digest(*parts: bytes) -> bytes:
 def read(type_: type[T], packed: bytes) -> T:
     """Unpack and validate a value that was packed with `pack`. Raises Undecodable, TooLarge."""
     try:
-        if _has_no_long_array(packed):
+        # where no array can claim more than 15 elements, for which msgspec takes memory; sought as
+        # numbers: to look for `bytes` raises and drops a TypeError first, five times the cost
+        if 0xDC not in packed and 0xDD not in packed and len(packed) <= MAX_BODY_BYTES:
             decoded: T = _decoder(type_).decode(packed)
             return decoded
         return msgspec.convert(_unpack(packed), type_)
@@ -185,12 +187,6 @@ def decompress(body: bytes) -> bytes:
         return zstandard.ZstdDecompressor().decompress(body, max_output_size=size or 1)
     except zstandard.ZstdError as e:
         raise Undecodable(f"not zstd: {e}") from e
-
-
-def _has_no_long_array(body: bytes) -> bool:
-    """Whether no array in it can claim more than 15 elements, for which msgspec takes memory."""
-    # as numbers: to look for `bytes` raises and drops a TypeError first, five times the cost
-    return 0xDC not in body and 0xDD not in body and len(body) <= MAX_BODY_BYTES
 
 
 def _is_shallow(body: bytes) -> bool:

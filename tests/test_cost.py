@@ -28,7 +28,8 @@ from tests.support import services
 from tests.support.calls import model_call
 from tests.support.journals import listeners
 from tests.support.rig import Rig, message, tool_call
-from workers.model_gateway.gateway import terms_of
+from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.gateway import request_of, terms_of
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
 
 ROLLOUTS = 20
@@ -213,6 +214,20 @@ def test_tools_and_options_are_unpacked_once_for_all_calls_that_say_the_same(
         terms = terms_of(model_call(tools=codec.pack(tools), options=codec.pack({"seed": 7})))
         assert (terms.tools, terms.options) == (tools, {"seed": 7})
         assert counts["unpack"] == unpacked
+
+
+def test_an_item_is_unpacked_once_for_all_calls_that_repeat_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [{"role": "user", "content": f"remark {n}"} for n in range(20)]
+    packed = tuple(codec.pack(item) for item in said)
+    counts: Counter[str] = Counter()
+    monkeypatch.setattr(codec, "unpack", _counting(counts, "unpack", codec.unpack))
+    config = ModelConfig(name="m")
+    for n in range(1, 21):
+        request = request_of(model_call(input=packed[:n], known_items=n // 2), config)
+        assert (request.items, request.known_items) == (said[:n], n // 2)
+    assert counts["unpack"] == 20
 
 
 async def test_what_a_rollout_sends_stays_small() -> None:

@@ -49,19 +49,20 @@ async def test_a_policy_that_raises_fails_its_call_and_says_why() -> None:
     assert "no idea" in result.error.message
 
 
-async def test_a_policy_that_changes_the_tools_it_is_given_changes_nobody_elses() -> None:
+async def test_a_policy_that_changes_what_it_is_given_changes_nobody_elses() -> None:
     tool = {"type": "function", "name": "add", "parameters": {"type": "object"}}
     seen = []
 
     def policy(request: PolicyRequest) -> str:
-        seen.append(copy.deepcopy(request.tools))
+        seen.append(copy.deepcopy((request.items[0]["role"], request.tools)))
+        request.items[0].clear()
         request.tools[0].clear()
         return "done"
 
     async with serving(environments=[environment(policy)]) as caller:
         for _ in range(2):
             await caller.ask(model="scripted/demo", tools=[tool])
-    assert seen == [[tool], [tool]]
+    assert seen == [("user", [tool]), ("user", [tool])]
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, BaseException])

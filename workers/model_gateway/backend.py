@@ -50,7 +50,7 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str
     """The name that the provider knows it by."""
     items: Sequence[Item]
-    """The conversation as Responses items."""
+    """The conversation as Responses items, which other calls may share: frozen."""
     terms: Terms = msgspec.field(default_factory=Terms)
     known_ids: bytes = b""
     """int32: what the first `known_items` of `items` were tokenised and sampled as, if known."""

@@ -49,16 +49,18 @@ LOSSLESS: Final = Dialect(developer_role=True)
 def messages_of(items: Iterable[Item], dialect: Dialect = OPEN_SERVER) -> list[ChatMessage]:
     """The conversation as chat messages. Raises Unconvertible."""
     messages: list[ChatMessage] = []
-    turn: list[Item] = []
+    turn: list[tuple[str, Item]] = []
+    last = ""
     for item in items:
         kind = _kind(item)
         by_assistant = kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
-        if turn and (not by_assistant or kind == _kind(turn[-1]) == "message"):
+        if turn and (not by_assistant or kind == last == "message"):
             # consecutive assistant items come from one model call, except two messages in a row
             messages.append(_assistant_message(turn, dialect))
             turn = []
+        last = kind
         if by_assistant:
-            turn.append(item)
+            turn.append((kind, item))
         else:
             messages.append(_other_message(kind, item, dialect))
     if turn:
@@ -70,11 +72,11 @@ def _kind(item: Item) -> str:
     return str(item.get("type") or ("message" if "role" in item else ""))
 
 
-def _assistant_message(turn: Iterable[Item], dialect: Dialect) -> ChatMessage:
+def _assistant_message(turn: Iterable[tuple[str, Item]], dialect: Dialect) -> ChatMessage:
     text = refusal = ""
     thoughts, calls = [], []
-    for item in turn:
-        match _kind(item):
+    for kind, item in turn:
+        match kind:
             case "function_call":
                 calls.append(_tool_call(item))
             case "reasoning":

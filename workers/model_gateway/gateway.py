@@ -9,7 +9,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -39,6 +39,7 @@ from workers.model_gateway.conversion import as_items
 from workers.model_gateway.endpoint import EndpointStatus
 from workers.model_gateway.pool import AllDown, EndpointPool
 from workers.model_gateway.spending import Spending
+from workers.spec import Item
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
 
 
+#: Items that are kept unpacked, of at most so many bytes each: some 10 MB, 60 at worst.
+_ITEMS_KEPT: Final = 8192
+_LARGE_ITEM_BYTES: Final = 2048
 #: Above it a call's tools and options are unpacked for it alone: what is kept stays small.
 _LARGE_TERMS_BYTES: Final = 32 * 1024
 
@@ -141,15 +145,15 @@ class ModelGateway:
 
 def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
     """The call unpacked, for a backend. Raises Undecodable."""
-    items = codec.unpack_each(call.input)
-    if not {dict}.issuperset(map(type, items)):
-        raise Undecodable("an input item is not a map")
-    known = as_items(items[: call.known_items]) if call.known_items else []
+    parts = [
+        (_kept_items if len(packed) <= _LARGE_ITEM_BYTES else _items_in)(packed)
+        for packed in call.input
+    ]
     return BackendRequest(
         model=config.served_name or config.name,
-        items=known + as_items(items[call.known_items :]),
+        items=[item for part in parts for item in part],
         known_ids=call.known_ids,
-        known_items=len(known),
+        known_items=sum(map(len, parts[: call.known_items])),
         terms=terms_of(call),
         rollout=call.sticky or call.rollout,
         path=call.path,
@@ -157,6 +161,18 @@ def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
         lane=call.lane,
         timeout_s=config.try_timeout_s,
     )
+
+
+def _items_in(packed: bytes) -> Sequence[Item]:
+    """One item, or what a chat message says in several. Raises Undecodable."""
+    item = codec.unpack(packed)
+    if type(item) is not dict:
+        raise Undecodable("an input item is not a map")
+    return as_items([item])
+
+
+#: Each call of a rollout repeats what was said before. They are shared: nobody may change them.
+_kept_items = functools.lru_cache(_ITEMS_KEPT)(_items_in)
 
 
 def terms_of(call: ModelCall) -> Terms:

@@ -36,8 +36,8 @@ class ScriptedBackend:
     async def generate(self, request: BackendRequest) -> ModelResult:
         """Ask the policy. Whatever it raises is its own failure: Refused, with the last lines."""
         asked = PolicyRequest(
-            items=request.items,
-            tools=copy.deepcopy(request.terms.tools),  # user code: the terms are others' too
+            items=copy.deepcopy(request.items),  # user code: items and terms are others' too
+            tools=copy.deepcopy(request.terms.tools),
             rollout=request.rollout,
             path=request.path,
             temperature=request.terms.options.get("temperature"),
