@@ -323,7 +323,8 @@ class Trajectory(Packed, frozen=True, kw_only=True):
     status: Status
     error: Failure | None = None
     digest: bytes = b""
-    """Identifies what was said and done, whoever replays it whenever: all but the times."""
+    """SHA-256 of the task's row and what was said and done: the same whoever replays it whenever.
+    Empty where that is not all that was, or nothing."""
     calls: tuple[bytes, ...] = ()
     """Packed CallRecords in the order they were begun."""
     main: str | None = None

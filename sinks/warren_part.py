@@ -72,12 +72,17 @@ def warren_of(
         "reward_components": reward_components(result.verdict),
         "usage": usage_of(nodes.values()),
         "timing": _timing(trajectory, task, result.verdict, nodes.values()),
-        "trajectory_sha256": hashlib.sha256(result.trajectory).hexdigest(),
+        "trajectory_sha256": _sha256(result, trajectory).hex(),
         "calls": [call_entry(node, read) for node in nodes.values()],
         "branches": branches,
         "verifier": verifier_part(result.verdict),
     }
     return own | _state(trajectory.state)
+
+
+def _sha256(result: Result, trajectory: Trajectory) -> bytes:
+    """Of what was said and done; of the whole message where its agent took none."""
+    return trajectory.digest or hashlib.sha256(result.trajectory).digest()
 
 
 def _state(packed: bytes) -> dict[str, Any]:

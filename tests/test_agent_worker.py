@@ -12,6 +12,7 @@ from broker.journal.memory import MemoryTable
 from broker.messages import CallRecord, Failure, Limits, ModelCall, ModelResult, Task
 from broker.topology import TASK, dead_queue, task_key, task_queue
 from broker.trajectory import forest, main_transcript
+from sinks.rows import row_of
 from tests.support.rig import Rig, message, tool_call, trajectory_of
 from workers.agent.context import AgentTask, Context
 from workers.agent.conversation import Conversation
@@ -54,6 +55,21 @@ async def test_a_rollout_of_two_calls_and_a_tool_becomes_one_scored_result() -> 
     assert said[3]["output"] == "42"
     assert trajectory.prompt_items == 2
     assert set(rig.calls.values()) == {1}
+
+
+async def test_a_trajectorys_digest_tells_what_was_asked_and_said_but_not_when() -> None:
+    async def digest(question: bytes, answer: str) -> str:
+        async with Rig(SPEC, lambda _, __: [message(answer)]) as rig, rig.agent(), rig.verifier():
+            await rig.submit(0, row=b'{"prompt": "%b"}' % question)
+            (result,) = await rig.wait(1)
+        told: str = row_of(result)["warren"]["trajectory_sha256"]
+        assert told == trajectory_of(result).digest.hex()
+        return told
+
+    first = await digest(b"1+1?", "2")
+    assert len(first) == 64
+    assert await digest(b"1+1?", "2") == first
+    assert len({first, await digest(b"1+2?", "2"), await digest(b"1+1?", "3")}) == 3
 
 
 async def test_the_tool_calls_of_one_step_run_at_once() -> None:

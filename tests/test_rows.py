@@ -1,5 +1,6 @@
 """The output row: a superset of NeMo Gym's, whole or not made, always valid JSON."""
 
+import hashlib
 import json
 import math
 from array import array
@@ -70,7 +71,8 @@ def test_warrens_own_part_says_where_the_row_comes_from() -> None:
     assert own["usage"]["cost_usd"] == 0.5
     assert (own["usage"]["model_calls"], own["usage"]["tool_calls"]) == (2, 1)
     assert [call["path"] for call in own["calls"]] == ["0", "0.tool.0", "1"]
-    assert len(own["trajectory_sha256"]) == 64
+    unhashed = hashlib.sha256(result(7, 2).trajectory).hexdigest()
+    assert own["trajectory_sha256"] == unhashed, "its agent took none"
     assert own["branches"] == []
 
 

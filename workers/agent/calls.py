@@ -91,7 +91,7 @@ class CallMaker:
     def digest(self) -> bytes:
         """Identifies all finished calls: the same in every replay."""
         done = (record for record in self._records.values() if record is not None)
-        return codec.digest(*(part for r in done for part in (r.path.encode(), r.result)))
+        return codec.sha256(*(part for r in done for part in (r.path.encode(), r.result)))
 
     async def model(
         self,

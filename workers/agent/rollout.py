@@ -94,7 +94,9 @@ async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Wa
         attempt=task.attempt - 1 + owner.run.attempt,
         status=end.status,
         error=end.error,
-        digest=codec.digest(end.status.encode(), codec.pack(end.error), calls.digest, *calls.tail),
+        digest=codec.sha256(
+            end.status.encode(), codec.pack(end.error), task.row, calls.digest, *calls.tail
+        ),
         calls=calls.records,
         main=calls.main,
         tail_items=calls.tail,
@@ -194,6 +196,7 @@ def too_large(trajectory: Trajectory, error: TooLarge) -> Trajectory:
         trajectory,
         status="failed",
         error=Failure(kind="infra", message=f"trajectory too large: {error}"),
+        digest=b"",
         calls=(),
         main=None,
         tail_items=(),

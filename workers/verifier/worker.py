@@ -322,7 +322,8 @@ def _is_last(trajectory: Trajectory, task: Task) -> bool:
 def _without_session(trajectory: Trajectory, error: SessionGone) -> bytes:
     message = f"its session was lost in {MAX_ATTEMPTS} attempts: {error}"
     failure = Failure(kind="infra", message=message)
-    return codec.encode(msgspec.structs.replace(trajectory, status="failed", error=failure))
+    failed = msgspec.structs.replace(trajectory, status="failed", error=failure, digest=b"")
+    return codec.encode(failed)
 
 
 def _gave_up(takes: int) -> Verdict:
