@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from broker.journal import redis_link, redis_listener
 from broker.journal.base import CallRef, Finished, Run
-from broker.journal.redis import RedisJournal
+from broker.journal.redis import TOLD_BYTES, RedisJournal
 from broker.memory import MemoryBroker
 from broker.messages import ModelCall
 from broker.names import new_worker_id
@@ -162,6 +162,22 @@ async def test_replies_that_no_message_are_dropped(
         assert await rollout.finish("0")
         assert await result(call) == b"0"
     assert caplog.text.count("unreadable reply") == 6
+
+
+async def test_what_is_too_long_to_be_told_comes_through_the_broker(
+    killable_redis: Killable,
+) -> None:
+    rig = Rig(SPEC, lambda items, call: "x" * 2 * TOLD_BYTES)
+    rig.sweep_s = _NEVER_S
+    rig.executor_lives = True
+    journal = await RedisJournal.connect(killable_redis.url)
+    rig.journal = cast(Any, journal)
+    async with rig, rig.agent(), rig.verifier():
+        await listeners(killable_redis.url, count=2)
+        await rig.submit(0)
+        (result,) = await rig.wait(1)
+    await journal.close()
+    assert trajectory_of(result).status == "completed"
 
 
 async def test_a_user_who_may_not_listen_or_tell_gets_replies_through_the_broker(
