@@ -13,6 +13,9 @@ from broker.metrics import Metrics
 from broker.series import Spread, Value
 from broker.topology import QueueSpec
 
+#: What a broker's refusal is counted as.
+_REFUSALS: Final = {Unroutable: "unroutable", QueueFull: "full"}
+
 
 @lru_cache(1024)
 def family(name: str) -> str:
@@ -27,6 +30,8 @@ class MeteredBroker:
     def __init__(self, broker: Broker, metrics: Metrics) -> None:
         self._broker = broker
         self._metrics = metrics
+        self._hints = metrics.hints.labels()
+        self._sent: dict[str, _Sent] = {}
 
     @property
     def reconnects(self) -> int:
@@ -40,23 +45,23 @@ class MeteredBroker:
         await self._broker.declare(queues)
 
     async def publish(self, message: Outgoing) -> None:
-        outcome, started = "failed", time.monotonic()
+        sent = self._sent.get(message.exchange) or self._sent_to(message.exchange)
+        outcome, started = "confirmed", time.monotonic()
         try:
             await self._broker.publish(message)
-            outcome = "confirmed"
-        except Unroutable:
-            outcome = "unroutable"
-            raise
-        except QueueFull:
-            outcome = "full"
+        except BaseException as e:
+            outcome = _REFUSALS.get(type(e), "failed")
             raise
         finally:
-            exchange = family(message.exchange)
-            self._metrics.published.labels(exchange, outcome).now += 1
-            self._metrics.confirm_s.labels(exchange).observe(time.monotonic() - started)
+            sent.seconds.observe(time.monotonic() - started)
+            (sent.outcomes.get(outcome) or sent.outcome(outcome)).now += 1
+
+    def _sent_to(self, exchange: str) -> "_Sent":
+        sent = self._sent[exchange] = _Sent(family(exchange), self._metrics)
+        return sent
 
     def publish_hint(self, message: Outgoing) -> None:
-        self._metrics.hints.labels().inc()
+        self._hints.now += 1
         self._broker.publish_hint(message)
 
     @asynccontextmanager
@@ -89,6 +94,21 @@ class MeteredBroker:
 
     async def close(self) -> None:
         await self._broker.close()
+
+
+class _Sent:
+    """What is counted of the messages to one exchange, looked up once."""
+
+    def __init__(self, family: str, metrics: Metrics) -> None:
+        self.seconds = metrics.confirm_s.labels(family)
+        self.outcomes: dict[str, Value] = {}
+        self._family = family
+        self._metrics = metrics
+
+    def outcome(self, name: str) -> Value:
+        """The first of its kind."""
+        counter = self.outcomes[name] = self._metrics.published.labels(self._family, name)
+        return counter
 
 
 class _Counts:
@@ -164,17 +184,20 @@ class MeteredDelivery:
         return self._delivery.live
 
     def ack(self) -> None:
-        self._settled("ack" if self._delivery.live else "stale")
-        self._delivery.ack()
-
-    def give_back(self) -> None:
-        self._settled("given_back" if self._delivery.live else "stale")
-        self._delivery.give_back()
-
-    def _settled(self, outcome: str) -> None:
+        delivery = self._delivery
         if self._since is not None:
+            outcome = "ack" if delivery.live else "stale"
             self._counts.settled(outcome, time.monotonic() - self._since)
             self._since = None
+        delivery.ack()
+
+    def give_back(self) -> None:
+        delivery = self._delivery
+        if self._since is not None:
+            outcome = "given_back" if delivery.live else "stale"
+            self._counts.settled(outcome, time.monotonic() - self._since)
+            self._since = None
+        delivery.give_back()
 
 
 #: Operations whose answer is counted too: they tell replays, duplicates, mismatches, losses.
@@ -214,6 +237,7 @@ def _counted(
     op: str, call: Callable[..., Awaitable[Any]], metrics: Metrics
 ) -> Callable[..., Awaitable[Any]]:
     seconds, errors = metrics.journal_s.labels(op), metrics.journal_errors.labels(op)
+    tells = op in _ANSWERS
     told = metrics.told.labels()
     answers: dict[type[Any], Value] = {}
 
@@ -230,7 +254,7 @@ def _counted(
             raise
         finally:
             seconds.observe(time.monotonic() - started)
-        if op in _ANSWERS:
+        if tells:
             kind = type(answer)
             (answers.get(kind) or answered(kind)).now += 1
             if kind is Run:

@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from prometheus_client.exposition import generate_latest
 
 from broker.base import Delivery, Outgoing
-from broker.errors import JournalUnavailable, Unroutable, UsageError
+from broker.errors import (
+    BrokerClosed,
+    JournalUnavailable,
+    QueueFull,
+    Unroutable,
+    UsageError,
+)
 from broker.journal.base import CallRef, Finished, Gone, Lost, Run
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.masking import MASK
@@ -79,6 +85,35 @@ async def test_a_metered_broker_counts_publishes_deliveries_and_how_they_end() -
         assert value(metrics, "amqp_settled_total", queue="task", outcome=outcome) == 1
     assert value(metrics, "amqp_reconnects_total") == 0
     await broker.close()
+
+
+class Refusing(MemoryBroker):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    async def publish(self, message: Outgoing) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (QueueFull("full"), "full"),
+        (BrokerClosed("away"), "failed"),
+        (asyncio.CancelledError(), "failed"),
+    ],
+)
+async def test_a_publish_that_fails_is_counted_as_what_it_was_and_raises(
+    error: BaseException, outcome: str
+) -> None:
+    metrics = Metrics("agent", "0")
+    broker = MeteredBroker(Refusing(error), metrics)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            await broker.publish(Outgoing(exchange=TASK.name, key="k", body=b"x"))
+    assert value(metrics, "amqp_published_total", exchange="task", outcome=outcome) == 2
+    assert value(metrics, "amqp_confirm_seconds_count", exchange="task") == 2
 
 
 async def test_a_metered_journal_counts_operations_answers_and_replays() -> None:
