@@ -8,7 +8,7 @@ chain of parents from its first call on. A record that contradicts itself is Und
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -18,6 +18,7 @@ from broker.messages import CallRecord, ModelResult, Tokens, ToolResult, Traject
 
 Item = dict[str, Any]
 """A Responses API item."""
+_ITEM: Final = frozenset({dict})
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -66,7 +67,7 @@ def read_call(packed: bytes) -> Node:
 def read_items(packed: bytes) -> list[Item]:
     """Unpack a list of items; nothing for empty bytes."""
     items = codec.unpack(packed) if packed else []
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    if not isinstance(items, list) or not _ITEM.issuperset(map(type, items)):
         raise Undecodable("not a list of items")
     return items
 
@@ -82,7 +83,7 @@ def read_item(packed: bytes) -> Item:
 def _items(packed: Sequence[bytes]) -> list[Item]:
     """Unpack items that were packed one by one."""
     items = codec.unpack_each(packed) if packed else []
-    if not all(isinstance(item, dict) for item in items):
+    if not _ITEM.issuperset(map(type, items)):
         raise Undecodable("not an item")
     return items
 

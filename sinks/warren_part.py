@@ -25,7 +25,6 @@ from broker.messages import (
     Task,
     ToolResult,
     Trajectory,
-    Usage,
     Verdict,
     VersionSpan,
 )
@@ -112,16 +111,28 @@ def reward_components(verdict: Verdict) -> dict[str, float]:
 
 def usage_of(nodes: Iterable[Node]) -> dict[str, int | float]:
     """Usage summed over all model calls, and how many calls there were."""
-    total: dict[str, int | float] = dict.fromkeys(Usage.__struct_fields__, 0)
-    counts = {"model_calls": 0, "tool_calls": 0}
+    prompt = generated = cached = reasoning = model_calls = tool_calls = 0
+    cost_usd: int | float = 0
     for node in nodes:
         if not isinstance(node.result, ModelResult):
-            counts["tool_calls"] += node.record.kind == "tool"
+            tool_calls += node.record.kind == "tool"
             continue
-        counts["model_calls"] += 1
-        for name in total:
-            total[name] += getattr(node.result.usage, name)
-    return {**total, **counts}
+        used = node.result.usage
+        model_calls += 1
+        prompt += used.prompt_tokens
+        generated += used.generated_tokens
+        cached += used.cached_tokens
+        reasoning += used.reasoning_tokens
+        cost_usd += used.cost_usd
+    return {
+        "prompt_tokens": prompt,
+        "generated_tokens": generated,
+        "cached_tokens": cached,
+        "reasoning_tokens": reasoning,
+        "cost_usd": cost_usd,
+        "model_calls": model_calls,
+        "tool_calls": tool_calls,
+    }
 
 
 def versions_of(nodes: Iterable[Node]) -> VersionSpan | None:
