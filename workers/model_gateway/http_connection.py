@@ -71,7 +71,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reading: memoryview) -> None:
         self._loop = loop
-        self._reading = reading
+        self._reading = self._place = reading
+        self._rest = _NOTHING
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Answer] | None = None
@@ -106,8 +107,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """(asyncio) A body's end is read apart: what comes behind it unasked must be seen."""
-        return self._reading if len(self._rest) <= _END_BYTES else self._rest[:-_END_BYTES]
+        """(asyncio)"""
+        return self._place
 
     def buffer_updated(self, nbytes: int) -> None:
         """(asyncio)"""
@@ -120,6 +121,8 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._reading[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
             return self._fail(Broken(f"the answer is no HTTP ({e})"))
+        if self._waiter is None:  # it has its answer
+            return
         if self._body_bytes < self._length <= _MAX_PLACE_BYTES:
             self._place_body()
         elif not self._in_body and self._raw_bytes > _MAX_HEAD_BYTES:
@@ -188,15 +191,21 @@ class Connection(asyncio.BufferedProtocol):
         """Have the rest of the body read into its place, past the parser."""
         body = bytearray(self._length)
         body[: self._body_bytes] = b"".join(self._parts)
-        self._parts, self._rest = [body], memoryview(body)[self._body_bytes :]
+        self._parts = [body]
+        self._read_into(memoryview(body)[self._body_bytes :])
+
+    def _read_into(self, rest: memoryview) -> None:
+        """The end is read apart, as heads are: what comes behind it unasked must be seen."""
+        self._rest = rest
+        self._place = rest[:-_END_BYTES] if len(rest) > _END_BYTES else self._reading
 
     def _read_in_place(self, count: int) -> None:
         rest = self._rest
         if len(rest) <= _END_BYTES:
             rest[:count] = self._reading[: min(count, len(rest))]
-        self._rest = rest[count:]
-        if self._rest:
-            return
+        if count < len(rest):
+            return self._read_into(rest[count:])
+        self._rest, self._place = _NOTHING, self._reading
         keep = count <= len(rest) and self._parser.should_keep_alive()
         self._parser = httptools.HttpResponseParser(self)  # the old one waits for the body
         self._deliver()
@@ -226,7 +235,6 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._head: dict[bytes, bytes] = {}
         self._parts = []
-        self._rest = _NOTHING
         self._status = self._length = self._body_bytes = self._raw_bytes = 0
         self._in_body = self._until_closed = self._interim = False
         self._asked_at = 0.0
