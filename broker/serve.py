@@ -46,6 +46,8 @@ class Later(msgspec.Struct, frozen=True):
     body: bytes | None = None
     """The message to come back with; None for the same."""
     failures: int = 0
+    placed: Callable[[], Awaitable[None]] | None = None
+    """Done once the broker has confirmed the message that waits."""
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -209,6 +211,8 @@ async def _apply(
         case Later():
             await publish_patiently(broker, _on_ladder(source, delivery, outcome))
             delivery.ack()
+            if outcome.placed is not None:
+                await outcome.placed()
         case Dead(reason):
             log.error("dead letter", extra={"queue": source.queue.name, "reason": reason})
             await publish_patiently(broker, dead_letter(delivery, source.queue.name, reason))

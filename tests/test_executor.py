@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 
 from broker.journal.base import Go
@@ -22,7 +23,9 @@ class Two:
     def __init__(self) -> None:
         self.journal = MemoryJournal()
         node = MemoryBroker()
-        self.one, self.other = (Executor(node.connect(), self.journal) for _ in range(2))
+        self.one, self.other, self.dying = (
+            Executor(node.connect(), self.journal) for _ in range(3)
+        )
         self.begun: asyncio.Queue[None] = asyncio.Queue()
         self.finish = asyncio.Event()
         self.worked = 0
@@ -91,7 +94,26 @@ async def test_a_call_that_goes_round_the_ladder_is_for_whoever_gets_it_next(two
     async def postpone(go: Go) -> Postponed:
         return Postponed(5.0)
 
-    assert isinstance(await two.one.execute(call, postpone), Later)
+    later = await two.one.execute(call, postpone)
+    assert isinstance(later, Later)
+    assert later.placed is not None
+    await later.placed()
     two.finish.set()
     async with asyncio.timeout(2):
         assert await two.other.execute(call, two.work) == Ack()
+
+
+async def test_a_call_whose_executor_died_before_it_was_on_the_ladder_is_anyones(two: Two) -> None:
+    """The broker was away: it has neither the old message nor the one that was to wait."""
+    call = await two.call()
+
+    async def postpone(go: Go) -> Postponed:
+        return Postponed(5.0)
+
+    async with two.dying.open():
+        assert isinstance(await two.dying.execute(call, postpone), Later)
+    two.finish.set()
+    async with asyncio.timeout(2):
+        again = msgspec.structs.replace(call, carrier="published again")
+        assert await two.other.execute(again, two.work) == Ack()
+    assert two.worked == 1

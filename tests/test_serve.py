@@ -88,6 +88,21 @@ async def test_what_is_handled_is_settled_and_never_comes_again(
         assert await hand.stays_empty()
 
 
+async def test_what_waits_on_a_ladder_is_there_before_anybody_is_told_so() -> None:
+    broker, ladder = MemoryBroker(), ladder_queues("tool")[0].name
+    ready: list[int] = []
+
+    async def placed() -> None:
+        depth = await broker.depth(ladder)
+        assert depth is not None
+        ready.append(depth.ready)
+
+    handled = Handled(Later(5.0, placed=placed))
+    async with serving(broker, handled.handle):
+        await handled.all_seen.wait()
+    assert ready == [1]
+
+
 async def test_prefetch_is_free_again_once_a_delivery_is_done() -> None:
     broker = MemoryBroker()
     handled = Handled(Ack(), Ack(), Ack())

@@ -8,6 +8,7 @@ broke, waits for our result.
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -176,9 +177,10 @@ class Executor:
                 done = await work(go)
                 crash_at("executor.after_work")
                 if isinstance(done, Postponed):
-                    await patiently(lambda: self._journal.put_off(ref))
                     again = msgspec.structs.replace(call, tries=call.tries + done.tries)
-                    return Later(done.delay_s, codec.encode(again))
+                    # not before: a claim without executor means that a durable message waits
+                    placed = functools.partial(patiently, lambda: self._journal.put_off(ref))
+                    return Later(done.delay_s, codec.encode(again), placed=placed)
                 await self._finish(call, ref, go, done)
                 crash_at("executor.after_reply")
         return Ack()

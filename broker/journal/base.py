@@ -227,8 +227,8 @@ class Journal(Tells, Protocol):
         ...
 
     async def put_off(self, call: CallRef) -> None:
-        """Its message goes back to wait in the broker: the carrier keeps the claim, and whoever
-        gets the message next may begin at once. Nothing happens where the claim is not ours."""
+        """Its message waits on a ladder, where it outlasts the broker: the carrier keeps the claim,
+        and whoever gets the message next may begin at once. Nothing where the claim is not ours."""
         ...
 
     async def finish(
