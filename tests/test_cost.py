@@ -45,9 +45,13 @@ class CountingNode(MemoryNode):
         super().__init__()
         self.messages: Counter[str] = Counter()
         self.size_bytes: Counter[str] = Counter()
+        self.durable: set[str] = set()
+        """Kinds that the broker is asked to keep on disk."""
 
     def publish(self, message: Outgoing) -> None:
         self.messages[message.kind] += 1
+        if message.persistent:
+            self.durable.add(message.kind)
         self.size_bytes[message.kind] += len(message.body)
         super().publish(message)
 
@@ -140,6 +144,8 @@ async def test_a_rollout_of_three_calls_is_nine_messages_and_six_confirms() -> N
         "trajectory.v1": 1,
         "result.v1": 1,
     }
+    # the journal and the sweeps recover the others: each would be synced to disk by RabbitMQ
+    assert node.durable == {"task.v1", "trajectory.v1", "result.v1"}
 
 
 async def test_over_redis_replies_are_no_messages_and_no_operations_either(

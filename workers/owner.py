@@ -222,6 +222,7 @@ class Owner:
                 key=ask.key,
                 body=codec.encode(call),
                 kind=codec.kind_of(type(call)),
+                persistent=False,
             ),
         )
         waiting.published_in = self._broker.reconnects
