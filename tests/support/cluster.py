@@ -275,7 +275,7 @@ class Cluster:
         log = self.folder / f"{run}.log"
         process = self._spawn(words, log, {}, f"{run}-1")
         output = self.folder / "rows" / run
-        return self._follow(Run(self, run, count, process, output, log, steps=steps))
+        return self._follow(Run(self, run, count, process, output, log, tuple(words), steps=steps))
 
     def collect(
         self,

@@ -88,7 +88,9 @@ class ModelServer:
         """Listen while the context is open."""
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
