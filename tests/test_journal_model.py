@@ -97,6 +97,10 @@ class Rollout(RuleBasedStateMachine):
             actions |= self._executor(who, executing)
         if self.world.ended:
             actions["row is committed"] = self.world.commit
+        if self.world.ladder:
+            actions["a call's wait is over"] = self.world.wait_is_over
+        if self.world.dead:
+            actions["a dead executor's lease ends"] = self.world.dead_lease_ends
         return actions
 
     def _owner(self, who: str, owner: Owner | None) -> dict[str, Action]:
@@ -119,7 +123,10 @@ class Rollout(RuleBasedStateMachine):
         if executing is None:
             return {f"{who} begins {n}": partial(world.begin, who, n) for n in world.each_call()}
         if executing.result is None:
-            return {f"{who} works": partial(world.work, who)}
+            return {
+                f"{who} works": partial(world.work, who),
+                f"{who} puts it off": partial(world.put_off, who),
+            }
         if executing.finished:
             return {f"{who} acks": partial(world.ack, who)}
         return {
@@ -130,7 +137,10 @@ class Rollout(RuleBasedStateMachine):
     def accidents(self) -> dict[str, Action]:
         """What should not happen and does."""
         world = self.world
-        actions: dict[str, Action] = {"flush": world.flush}
+        actions: dict[str, Action] = {
+            "flush": world.flush,
+            "broker restarts": world.broker_restarts,
+        }
         if world.snapshot:
             actions["roll back"] = world.roll_back
         for who, owner in world.owners.items():
@@ -165,9 +175,15 @@ class Rollout(RuleBasedStateMachine):
         for who in world.executors:
             if world.executors[who]:
                 world.crash_executor(who)
+        while world.dead:
+            world.dead_lease_ends()
         for who in world.owners:
             world.stop_owner(who)
-        world.calls.clear()
+        world.broker_restarts()
+        while world.ladder:
+            world.wait_is_over()
+        for _ in list(world.calls):
+            self._execute()
         for _ in range(40):
             if world.mirror.committed:
                 break
@@ -190,7 +206,11 @@ class Rollout(RuleBasedStateMachine):
             world.end("A")
             return world.commit()
         world.calls.clear()
-        world.publish("A", force=True)  # past every older claim's deadline
+        world.publish("A")
+        self._execute()
+
+    def _execute(self) -> None:
+        world = self.world
         world.begin("X", 0)
         if world.executors["X"]:
             world.work("X")

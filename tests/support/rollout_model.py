@@ -1,16 +1,22 @@
 """The model behind tests/test_journal_model.py: two owners, two executors, a broker, one rollout.
 
-Agents are deterministic given their results; every paid call gives another sample, so whatever is
-paid twice or mixed shows. `mirror` is what the journal has to know by its promises.
+Executors have leases, which a dead one's may outlast. A broker that is restarted has forgotten
+calls, but for those that have been on its ladder. Agents are deterministic given their results;
+every paid call gives another sample, so whatever is paid twice or mixed shows. `mirror` is what
+the journal has to know by its promises.
 """
 
+import dataclasses
 import hashlib
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from msgspec.structs import replace
+
 from broker.journal.base import (
+    Busy,
     CallRef,
     Committed,
     Duplicate,
@@ -50,6 +56,8 @@ class Message:
     ref: CallRef
     reply_to: str
     force: bool = False
+    durable: bool = False
+    """Whether the broker still has it when it was restarted."""
 
 
 @dataclass
@@ -79,6 +87,8 @@ class Executing:
     message: Message
     result: bytes | None = None
     finished: bool = False
+    forgotten: bool = False
+    """Whether the broker has it no more."""
 
 
 @dataclass
@@ -87,7 +97,8 @@ class Mirror:
 
     epoch: str = ""
     results: dict[str, Stored] = field(default_factory=dict)
-    claims: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, CallRef] = field(default_factory=dict)
+    """By path; without an executor where the call waits on the ladder."""
     committed: bool = False
 
     def copy(self) -> "Mirror":
@@ -108,9 +119,15 @@ class World:
         self.wait = wait
         self.tasks = 1
         self.calls: list[Message] = []
+        self.ladder: list[Message] = []
         self.owners: dict[str, Owner | None] = {"A": None, "B": None}
         self.executors: dict[str, Executing | None] = {"X": None, "Y": None}
+        self.names: dict[str, str] = {}
+        """The executors' leases."""
         self.leases: set[str] = set()
+        """The owners'."""
+        self.dead: list[str] = []
+        """Leases of executors that are dead, which hold still."""
         self.mirror = Mirror()
         self.snapshot: tuple[object, Mirror] | None = None
         self.damaged: set[str] = set()
@@ -119,6 +136,8 @@ class World:
         self.ended = False
         self._samples = 0
         self._inboxes = 0
+        for who in self.executors:
+            self._live(who)
 
     @property
     def journal(self) -> Journal:
@@ -198,7 +217,7 @@ class World:
         elif owner.path in seen.results:
             self._answer(owner, owner.path, seen.results[owner.path])
         elif isinstance(seen, Overview) and owner.message and not seen.claimed:
-            self.publish_again(who)
+            self.publish(who)
 
     def upload(self, who: str) -> None:
         owner = self._owner(who)
@@ -260,9 +279,19 @@ class World:
 
     # executors
 
+    def _live(self, who: str) -> None:
+        self.names[who] = f"{who}-{uuid.uuid4().hex}"
+        self.wait(self.journal.renew_lease(self.names[who]))
+
+    def _holds(self, claim: CallRef | None, ours: str) -> bool:
+        """Whether another executor that may live has it in hand."""
+        if claim is None or claim.executor in {"", ours}:
+            return False
+        return claim.executor in {*self.names.values(), *self.dead}
+
     def begin(self, who: str, index: int) -> None:
         message = self.calls.pop(index)
-        ref = message.ref
+        ref = replace(message.ref, executor=self.names[who])
         begun = self.wait(self.journal.begin(ref, force=message.force))
         mirror = self.mirror
         if mirror.committed or mirror.epoch not in {"", ref.epoch}:
@@ -271,9 +300,12 @@ class World:
             case Go():
                 assert ref.path not in mirror.results, "a finished call was executed again"
                 assert len(mirror.results) >= ref.held, "a lost journal was not noticed"
-                claim = mirror.claims.get(ref.path, ref.carrier)
-                assert claim == ref.carrier or message.force, "two claims of one call"
-                mirror.claims[ref.path] = ref.carrier
+                claim = mirror.claims.get(ref.path)
+                if not message.force:
+                    assert not self._holds(claim, ref.executor), "two executors of one call"
+                    waits = claim is not None and not claim.executor
+                    assert not waits or claim == replace(ref, executor=""), "it waits elsewhere"
+                mirror.claims[ref.path] = ref
                 self.executors[who] = Executing(message)
             case Found(result, inbox):
                 assert mirror.results[ref.path] == Stored(ref.request_hash, result)
@@ -284,9 +316,15 @@ class World:
             case Lost():
                 assert not self.intact(ref.epoch), "an intact journal was taken for lost"
                 self._tell_lost(message)
-            case Duplicate():
-                assert mirror.claims[ref.path] != ref.carrier
+            case Busy():
                 assert not message.force
+                assert self._holds(mirror.claims.get(ref.path), ref.executor)
+                self.calls.append(message)
+            case Duplicate():
+                assert not message.force
+                claim = mirror.claims[ref.path]
+                assert not claim.executor
+                assert claim.carrier != ref.carrier
             case Gone():
                 self._tell_gone(message)
 
@@ -317,6 +355,19 @@ class World:
                 assert not self.intact(ref.epoch)
                 self._tell_lost(executing.message, keep=False)
 
+    def put_off(self, who: str) -> None:
+        """Its message waits on the ladder from now on, and then the journal hears of it."""
+        message = self._executing(who).message
+        ref = replace(message.ref, executor=self.names[who])
+        self.ladder.append(dataclasses.replace(message, durable=True))
+        self.wait(self.journal.put_off(ref))
+        if self.mirror.claims.get(ref.path) == ref:
+            self.mirror.claims[ref.path] = replace(ref, executor="")
+        self.executors[who] = None
+
+    def wait_is_over(self) -> None:
+        self.calls.append(self.ladder.pop(0))
+
     def ack(self, who: str) -> None:
         self.executors[who] = None
 
@@ -327,10 +378,25 @@ class World:
         self.calls.append(self.calls[index])
 
     def crash_executor(self, who: str) -> None:
-        self.calls.append(self._executing(who).message)
+        """Another one takes its place; its lease holds for a while."""
+        executing = self._executing(who)
+        if not executing.forgotten:
+            self.calls.append(executing.message)
         self.executors[who] = None
+        self.dead.append(self.names[who])
+        self._live(who)
+
+    def dead_lease_ends(self) -> None:
+        self.wait(self.journal.end_lease(self.dead.pop(0)))
 
     # damage
+
+    def broker_restarts(self) -> None:
+        """What executors have in hand goes on there, and nowhere else."""
+        self.calls = [message for message in self.calls if message.durable]
+        for executing in self.executors.values():
+            if executing is not None:
+                executing.forgotten = not executing.message.durable
 
     def remember(self) -> None:
         self.snapshot = (self.store.snapshot(), self.mirror.copy())
