@@ -7,7 +7,8 @@ it, so that a new release never meets an old queue with other arguments (406).
 Kinds of queue (facts and sources: ../shared/reference/queues.md, sections 2 and 5):
 
 * quorum, for what no timeout can recover: tasks, trajectories, results, ladders, dead letters;
-* durable classic, for what the journal and the owner's sweep recover: calls and replies.
+* durable classic, for what the journal and the owner's sweep recover: calls and replies. Their
+  messages are transient: a broker that is restarted has forgotten them, and owners notice.
 
 Every process declares what it uses; `WARREN_TOPOLOGY=external` forbids it (least privilege).
 """

@@ -3,9 +3,11 @@
 import asyncio
 
 from broker.journal.memory import MemoryTable
-from broker.messages import ModelCall
+from broker.messages import Limits, ModelCall
+from broker.topology import tool_queue
 from tests.support.rig import tool_call, trajectory_of
 from tests.support.tool_rig import ToolRig, whole_rig
+from tests.support.virtual_time import VirtualTimeLoop
 from warren import Environment, Rollout
 from workers.spec import Item
 
@@ -35,6 +37,41 @@ async def test_an_at_most_once_call_is_in_doubt_after_the_journal_was_lost() -> 
             [result] = await rig.wait(1)
     assert acted == ["sent"]
     assert "may or may not have happened" in str(trajectory_of(result))
+
+
+def test_an_at_most_once_call_is_in_doubt_though_its_worker_died_with_the_broker() -> None:
+    """No message of it is left, and its owner publishes it again under another name."""
+    acted: list[str] = []
+    env = Environment("mail")
+
+    async def scenario() -> None:
+        acting = asyncio.Event()
+
+        @env.tool(effect="at_most_once")
+        async def send() -> str:
+            acted.append("sent")
+            acting.set()
+            await asyncio.Event().wait()
+            return "sent"
+
+        def model(items: list[Item], _: ModelCall) -> list[Item] | str:
+            answered = items[-1].get("type") == "function_call_output"
+            return str(items[-1]["output"]) if answered else [tool_call("send")]
+
+        limits = Limits(max_steps=9, timeout_s=3600.0, call_timeout_s=1200.0)
+        async with ToolRig(env.spec(), model) as rig, rig.agent() as agent, rig.verifier():
+            async with rig.tool_worker():
+                await rig.submit(0, limits=limits)
+                await acting.wait()
+            await rig.node.delete(tool_queue("mail").name)
+            agent._broker.break_connection()  # type: ignore[attr-defined]
+            async with rig.tool_worker():
+                [result] = await rig.wait(1, 60.0)
+        assert "may or may not have happened" in str(trajectory_of(result))
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(scenario())
+    assert acted == ["sent"]
 
 
 async def test_a_stateful_rollout_starts_again_when_the_journal_lost_its_state() -> None:

@@ -47,20 +47,20 @@ def test_calls_that_a_restarted_broker_forgot_are_made_and_those_in_hand_not_aga
     run.check()
 
 
-def test_calls_go_on_though_broker_and_gateways_and_an_agent_are_killed(warren: Cluster) -> None:
+def test_calls_go_on_though_broker_and_gateways_and_agents_are_killed(warren: Cluster) -> None:
     run, (doomed, later) = _with_calls_queued_and_begun(warren, FOR_EVER_S)
     agents = warren.living("agent")
     warren.rabbitmq.kill()
     warren.kill(doomed)
     warren.rabbitmq.start()
-    warren.start("model")
+    warren.start("model", "agent")
     warren.until(lambda: all(agent.said("reconnected") for agent in agents))
     warren.answered(SLOTS)
-    # what this one has in hand is in no queue any more; the agent's rollouts are taken over before
+    # what this one has in hand is in no queue any more; the agents' rollouts are taken over before
     # its lease is out, so that their new owner's copies find claims that hold
     assert _in_hand(warren, later)
-    warren.kill(later)
-    warren.kill(agents[0])
+    for worker in (later, *agents):
+        warren.kill(worker)
     run.check()
 
 

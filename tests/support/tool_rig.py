@@ -32,9 +32,10 @@ class ToolRig(Rig):
     async def tool_worker(self) -> AsyncGenerator[ToolWorker, None]:
         """A tool worker; leaving the context stops it, and gives back what it had in hand."""
         broker = self.node.connect()
-        worker = ToolWorker({self.spec.name: self.spec}, Executor(broker, self.journal))
+        executor = Executor(broker, self.journal)
+        worker = ToolWorker({self.spec.name: self.spec}, executor)
         await broker.declare(ladder_queues("tool"))
-        async with self.process(broker, worker.sources(16)):
+        async with executor.open(), self.process(broker, worker.sources(16)):
             yield worker
         await self.node.delete(session_queue(worker.sessions.worker_id).name)
         await worker.close()
