@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from broker.journal.base import Committed
 from broker.journal.memory import MemoryJournal, MemoryTable
 from broker.journal.sqlite import SqliteJournal
-from tests.support.rollout_model import CALLS, KEY, Executing, Owner, World
+from tests.support.rollout_executors import Executing, Executors
+from tests.support.rollout_model import CALLS, KEY, History, Store, Wait
+from tests.support.rollout_owners import Owner, Owners
 
 Action = Callable[[], None]
 
@@ -77,10 +79,12 @@ class Rollout(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = self.new_world()
+        self.history = History(*self.new_store())
+        self.owners = Owners(self.history)
+        self.executors = Executors(self.history, self.owners)
 
-    def new_world(self) -> World:
-        return World(MemoryStore(), at_once)
+    def new_store(self) -> tuple[Store, Wait]:
+        return MemoryStore(), at_once
 
     @rule(data=st.data(), rare=st.integers(0, 4))
     def step(self, data: st.DataObject, rare: int) -> None:
@@ -90,142 +94,131 @@ class Rollout(RuleBasedStateMachine):
 
     def regular(self) -> dict[str, Action]:
         """What moves the rollout on."""
-        actions: dict[str, Action] = {"save": self.world.remember}
-        for who, owner in self.world.owners.items():
+        actions: dict[str, Action] = {"save": self.history.remember}
+        for who, owner in self.owners.at.items():
             actions |= self._owner(who, owner)
-        for who, executing in self.world.executors.items():
+        for who, executing in self.executors.at.items():
             actions |= self._executor(who, executing)
-        if self.world.ended:
-            actions["row is committed"] = self.world.commit
-        if self.world.ladder:
-            actions["a call's wait is over"] = self.world.wait_is_over
-        if self.world.dead:
-            actions["a dead executor's lease ends"] = self.world.dead_lease_ends
+        if self.history.ended:
+            actions["row is committed"] = self.history.commit
         return actions
 
     def _owner(self, who: str, owner: Owner | None) -> dict[str, Action]:
-        world = self.world
+        owners = self.owners
         if owner is None:
-            return {f"{who} takes": partial(world.take, who)} if world.tasks else {}
-        actions: dict[str, Action] = {f"{who} sweeps": partial(world.sweep, who)}
+            return {f"{who} takes": partial(owners.take, who)} if self.history.tasks else {}
+        actions: dict[str, Action] = {f"{who} sweeps": partial(owners.sweep, who)}
         if owner.lost:
-            actions[f"{who} uploads"] = partial(world.upload, who)
+            actions[f"{who} uploads"] = partial(owners.upload, who)
         if owner.done:
-            return actions | {f"{who} ends": partial(world.end, who)}
+            return actions | {f"{who} ends": partial(owners.end, who)}
         if owner.message is None:
-            actions[f"{who} publishes"] = partial(world.publish, who)
-        elif not world.calls:
-            actions[f"{who} publishes again"] = partial(world.publish_again, who)
+            actions[f"{who} publishes"] = partial(owners.publish, who)
+        elif not self.history.calls:
+            actions[f"{who} publishes again"] = partial(owners.publish_again, who)
         return actions
 
     def _executor(self, who: str, executing: Executing | None) -> dict[str, Action]:
-        world = self.world
+        executors = self.executors
         if executing is None:
-            return {f"{who} begins {n}": partial(world.begin, who, n) for n in world.each_call()}
+            calls = self.history.each_call()
+            return {f"{who} begins {n}": partial(executors.begin, who, n) for n in calls}
         if executing.result is None:
             return {
-                f"{who} works": partial(world.work, who),
-                f"{who} puts it off": partial(world.put_off, who),
+                f"{who} works": partial(executors.work, who),
+                f"{who} puts it off": partial(executors.put_off, who),
             }
         if executing.finished:
-            return {f"{who} acks": partial(world.ack, who)}
+            return {f"{who} acks": partial(executors.ack, who)}
         return {
-            f"{who} finishes": partial(world.finish, who),
-            f"{who} finishes, reply lost": partial(world.finish, who, reply_lost=True),
+            f"{who} finishes": partial(executors.finish, who),
+            f"{who} finishes, reply lost": partial(executors.finish, who, reply_lost=True),
         }
 
     def accidents(self) -> dict[str, Action]:
         """What should not happen and does."""
-        world = self.world
+        history = self.history
         actions: dict[str, Action] = {
-            "flush": world.flush,
-            "broker restarts": world.broker_restarts,
+            "flush": history.flush,
+            "broker restarts": self.executors.restart_broker,
         }
-        if world.snapshot:
-            actions["roll back"] = world.roll_back
-        for who, owner in world.owners.items():
+        if history.snapshot:
+            actions["roll back"] = history.roll_back
+        for who, owner in self.owners.at.items():
             if owner is not None:
                 actions |= self._owner_accidents(who, owner)
-        for who, executing in world.executors.items():
+        for who, executing in self.executors.at.items():
             if executing is not None:
-                actions[f"{who} crashes"] = partial(world.crash_executor, who)
-        for inbox in world.leases:
-            actions[f"lease of {inbox} ends"] = partial(world.lease_ends, inbox)
-        for n in world.each_call():
-            actions[f"call {n} is delivered twice"] = partial(world.deliver_twice, n)
+                actions[f"{who} crashes"] = partial(self.executors.crash, who)
+        for lease in history.leases:
+            actions[f"lease of {lease} ends"] = partial(history.lease_ends, lease)
+        for n in history.each_call():
+            actions[f"call {n} is delivered twice"] = partial(history.deliver_twice, n)
         return actions
 
     def _owner_accidents(self, who: str, owner: Owner) -> dict[str, Action]:
-        world = self.world
+        owners = self.owners
         actions: dict[str, Action] = {
-            f"{who} crashes": partial(world.stop_owner, who),
-            f"{who} restarts": partial(world.restart, who),
+            f"{who} crashes": partial(owners.stop, who),
+            f"{who} restarts": partial(owners.restart, who),
         }
         for path in map(str, range(CALLS)):
-            replay = partial(world.replay_differently, who, path)
+            replay = partial(owners.replay_differently, who, path)
             actions[f"{who} replays {path} differently"] = replay
         if owner.message is not None:
-            actions[f"{who} publishes anew"] = partial(world.publish, who)
-            actions[f"{who} forces"] = partial(world.publish, who, force=True)
+            actions[f"{who} publishes anew"] = partial(owners.publish, who)
+            actions[f"{who} forces"] = partial(owners.publish, who, force=True)
         return actions
 
     def teardown(self) -> None:
-        """Whatever happened, one owner and one executor bring the rollout home."""
-        world = self.world
-        for who in world.executors:
-            if world.executors[who]:
-                world.crash_executor(who)
-        while world.dead:
-            world.dead_lease_ends()
-        for who in world.owners:
-            world.stop_owner(who)
-        world.broker_restarts()
-        while world.ladder:
-            world.wait_is_over()
-        for _ in list(world.calls):
-            self._execute()
-        for _ in range(40):
-            if world.mirror.committed:
+        """Whatever happened: all processes and the broker die, their leases end, and one owner
+        and one executor bring the rollout home. Forced, as after a call's deadline, is only what a
+        journal that was rolled back says to wait on a ladder: it may have left that since."""
+        self.executors.restart_broker()
+        for who, executing in self.executors.at.items():
+            if executing is not None:
+                self.executors.crash(who)
+        for who in self.owners.at:
+            self.owners.stop(who)
+        for _ in range(60):
+            if self.history.mirror.committed:
                 break
             self._go_on()
-        assert world.mirror.committed, "the rollout never ended"
-        assert world.wait(world.journal.take(KEY, "late")) == Committed()
+        history = self.history
+        assert history.mirror.committed, "the rollout never ended"
+        assert history.wait(history.journal.take(KEY, "late")) == Committed()
 
     def _go_on(self) -> None:
-        world = self.world
-        for inbox in list(world.leases):
-            if not world.owners["A"] or world.owners["A"].inbox != inbox:
-                world.lease_ends(inbox)
-        owner = world.owners["A"]
+        history, owner = self.history, self.owners.at["A"]
+        needed = {owner.inbox if owner else "", self.executors.lease("X")}
+        for lease in history.leases - needed:
+            history.lease_ends(lease)
         if owner is None:
-            world.tasks = max(world.tasks, 0 if world.ended else 1)
-            return world.take("A") if world.tasks else world.commit()
+            history.tasks = max(history.tasks, 0 if history.ended else 1)
+            return self.owners.take("A") if history.tasks else history.commit()
         if owner.lost:
-            return world.upload("A")
+            return self.owners.upload("A")
         if owner.done:
-            world.end("A")
-            return world.commit()
-        world.calls.clear()
-        world.publish("A")
-        self._execute()
-
-    def _execute(self) -> None:
-        world = self.world
-        world.begin("X", 0)
-        if world.executors["X"]:
-            world.work("X")
-            world.finish("X")
-            world.ack("X")
+            self.owners.end("A")
+            return history.commit()
+        self.owners.publish("A", force=not history.intact(owner.epoch))
+        for _ in history.each_call():
+            if self.executors.at["X"] is None:
+                self.executors.begin("X", 0)
+        if self.executors.at["X"] is not None:
+            self.executors.work("X")
+            self.executors.finish("X")
+            self.executors.ack("X")
 
 
 class SqliteRollout(Rollout):
     """The same over a file."""
 
-    def new_world(self) -> World:
+    def new_store(self) -> tuple[Store, Wait]:
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         self.sqlite = SqliteStore(self.runner, Path(self.folder.name))
-        return World(self.sqlite, self.runner.run)
+        return self.sqlite, self.runner.run
 
     def teardown(self) -> None:
         try:
@@ -245,6 +238,7 @@ def profile(examples: int) -> settings:
         stateful_step_count=60,
         deadline=None,
         derandomize=not wanted,
+        phases=list(Phase) if wanted else [Phase.generate],  # shrinking takes minutes
         database=None,
         suppress_health_check=list(HealthCheck),
     )
