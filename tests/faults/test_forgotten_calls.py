@@ -31,8 +31,8 @@ def _with_calls_queued_and_begun(warren: Cluster, latency_s: float) -> tuple[Run
 
 def _queued(warren: Cluster) -> int:
     lines = warren.rabbitmq.ctl("list_queues", "name", "messages_ready").splitlines()
-    counts = dict(line.split() for line in lines)
-    return sum(int(n) for name, n in counts.items() if ".model." in name and n.isdigit())
+    counts = [line.partition("\t") for line in lines]
+    return sum(int(n) for name, _, n in counts if ".model." in name and n.isdigit())
 
 
 def _in_hand(warren: Cluster, gateway: Worker) -> int:
