@@ -7,10 +7,10 @@ import pytest
 
 from broker import codec
 from broker.base import Outgoing
-from broker.journal.base import Run, RunInfo
+from broker.journal.base import RunInfo
 from broker.journal.memory import MemoryTable
 from broker.messages import CallRecord, Failure, Limits, ModelCall, ModelResult, Task
-from broker.topology import TASK, dead_queue, task_key, task_queue
+from broker.topology import TASK, dead_queue, task_key
 from broker.trajectory import forest, main_transcript
 from sinks.rows import row_of
 from tests.support.rig import Rig, message, tool_call, trajectory_of
@@ -354,39 +354,6 @@ async def test_a_cancelled_run_ends_as_cancelled_rows() -> None:
             results = await rig.wait(2)
     kinds = {e.kind for r in results if (e := trajectory_of(r).error)}
     assert kinds == {"cancelled"}
-
-
-async def test_a_rollout_without_progress_runs_alone_and_then_becomes_a_failed_row() -> None:
-    async with Rig(SPEC, uses_a_tool_once, TOOLS) as rig, rig.verifier():
-        key = rig.task(0).journal_key
-        for n in range(3):
-            assert isinstance(await rig.journal.take(key, f"dead-{n}"), Run)
-        async with rig.agent():
-            await rig.submit(0, 1)
-            assert (await rig.wait(1))[0].rollout_id == "r/1/0"
-        run = await rig.journal.take(key, "dead-4")
-        assert isinstance(run, Run)
-        for _ in range(3):
-            await rig.journal.strike(key, run.epoch)
-        async with rig.agent(lanes=("suspect",), slots=1):
-            result = (await rig.wait(2))[1]
-    error = trajectory_of(result).error
-    assert error is not None
-    assert (error.kind, result.verdict.reward) == ("agent", None)
-
-
-async def test_a_suspect_that_comes_back_from_a_held_queue_does_not_run_beside_others() -> None:
-    async with Rig(SPEC, uses_a_tool_once, TOOLS) as rig, rig.verifier():
-        suspect = rig.task(0, lane="suspect")
-        body, kind = codec.encode(suspect), codec.kind_of(Task)
-        await rig.node.declare([task_queue("resume", "env")])
-        async with rig.agent():
-            await rig.node.publish(Outgoing(TASK.name, task_key("resume", "env"), body, kind))
-            await rig.submit(1)
-            await rig.wait(1)
-            assert not [call for call in rig.calls if call.startswith(suspect.journal_key)]
-            async with rig.agent(lanes=("suspect",), slots=1):  # while the first one lives
-                assert {r.rollout_id for r in await rig.wait(2)} == {"r/0/0", "r/1/0"}
 
 
 async def test_an_undecodable_task_is_dead_lettered_and_the_next_one_runs() -> None:
