@@ -1,4 +1,4 @@
-"""Suspects: rollouts that may kill their worker run alone, in a process that ends with its agent."""
+"""Suspects: rollouts that may kill their worker run alone, in a process that their agent ends."""
 
 import os
 from pathlib import Path
