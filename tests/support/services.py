@@ -109,6 +109,7 @@ class RabbitProcess:
         (self.folder / "plugins").write_text("[].\n", encoding="utf-8")
         loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         idle = "+sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false"
+        half = max((os.cpu_count() or 1) // 2, 1)  # the other half is the workers'
         return {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
@@ -124,7 +125,8 @@ class RabbitProcess:
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(self.folder / "config"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{idle} {loopback}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{idle} {loopback} +S {half}:{half}",
+            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",  # bound, they wait for others on their core
         }
 
 
