@@ -48,7 +48,7 @@ SCENARIOS: Final = {
         *_both("50steps", rollouts=100, full=1000, stub=StubOptions(steps=50)),
         *_both("64", rollouts=1000, full=2000, concurrency=64, stub=_ONE_S),
         *_both("latency", rollouts=4000, full=16_000, concurrency=1000, stub=_ONE_S),
-        *_both("halfload", rollouts=4000, concurrency=340, stub=_ONE_S),
+        *_both("halfload", rollouts=6000, concurrency=480, stub=_ONE_S),
         *_both("4000", rollouts=12_000, full=16_000, concurrency=4000, stub=_TEN_S),
         *_both("16000", rollouts=48_000, full=64_000, concurrency=16_000, stub=_MINUTE),
         *_both("100k", rollouts=20_000, full=100_000),
