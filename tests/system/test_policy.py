@@ -106,7 +106,9 @@ def test_updates_in_every_mode_cost_no_rollout_and_rows_say_what_sampled_them(
         if versions := row["warren"]["policy_version"]:
             assert versions["min"] <= min(said) <= max(said) <= versions["max"]
         else:
-            assert min(said) == 0, "before the first update the weights have no number"
+            # before the first update the weights have no number; a gateway that has not led it
+            # hears of theirs a moment after the engine has them, and says that it does not know
+            assert min(said) <= 1
 
 
 def sampled_more(engine: FakeVllm, words: int) -> None:
