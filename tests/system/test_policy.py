@@ -106,8 +106,8 @@ def test_updates_in_every_mode_cost_no_rollout_and_rows_say_what_sampled_them(
         if versions := row["warren"]["policy_version"]:
             assert versions["min"] <= min(said) <= max(said) <= versions["max"]
         else:
-            # before the first update the weights have no number; a gateway that has not led it
-            # hears of theirs a moment after the engine has them, and says that it does not know
+            # asked before the first update, when the weights had no number; what its pause held up
+            # (mode keep) was sampled with the first ones alone
             assert min(said) <= 1
 
 
