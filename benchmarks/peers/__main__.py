@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=["embedded", "rabbitmq"],
         choices=["embedded", "rabbitmq"],
-        help="measure Warren right after each run of the tool; without a word: the tool alone",
+        help="measure Warren beside each run of the tool; without a word: the tool alone",
     )
     add(
         "--python",

@@ -52,11 +52,20 @@ def turn_about(
     *,
     repeat: int,
 ) -> list[Pair]:
-    """The other tool, then each of ours, and so on: what is compared runs one after the other."""
+    """The other tool, then each of ours; then ours, then the other; and so on.
+
+    What is compared runs one after the other, and none is always the one that finds a machine
+    which the other has just kept busy.
+    """
     pairs = []
-    for _ in range(repeat):
-        theirs = peer()
-        pairs += [Pair(peer=theirs, ours=ours, warren=warren(ours)) for ours in contenders]
+    for number in range(repeat):
+        if number % 2:
+            runs = [(ours, warren(ours)) for ours in contenders]
+            theirs = peer()
+        else:
+            theirs = peer()
+            runs = [(ours, warren(ours)) for ours in contenders]
+        pairs += [Pair(peer=theirs, ours=ours, warren=run) for ours, run in runs]
     return pairs
 
 

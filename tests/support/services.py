@@ -23,6 +23,8 @@ START_S: Final = 90.0
 STOP_S: Final = 20.0
 RABBITMQ_IMAGE: Final = "rabbitmq:4"
 REDIS_IMAGE: Final = "redis:7"
+#: RabbitMQ's own is 512 MB: a test's node takes less of the disk.
+TEST_WAL_BYTES: Final = 64 << 20
 RABBITMQ_HOMES: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin")
 
 
@@ -51,11 +53,12 @@ class Server(Protocol):
 class RabbitProcess:
     """A RabbitMQ node from the binaries on this machine, beside any other that runs here."""
 
-    def __init__(self, folder: Path, scripts: Path) -> None:
+    def __init__(self, folder: Path, scripts: Path, wal_bytes: int) -> None:
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
         self.folder = folder
         self._scripts = scripts
+        self._wal_bytes = wal_bytes
         self._node: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         self._environment = self._prepare()
@@ -105,7 +108,8 @@ class RabbitProcess:
 
     def _prepare(self) -> Mapping[str, str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "rabbitmq.conf").write_text(_rabbitmq_conf(self.port), encoding="utf-8")
+        conf = _rabbitmq_conf(self.port, self._wal_bytes)
+        (self.folder / "rabbitmq.conf").write_text(conf, encoding="utf-8")
         (self.folder / "plugins").write_text("[].\n", encoding="utf-8")
         loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         idle = "+sbwt none +sbwtdcpu none +sbwtdio none -start_epmd false"
@@ -227,11 +231,11 @@ class Container:
         self._made.stop()
 
 
-def new_rabbitmq(folder: Path) -> RabbitProcess | Container:
-    """A RabbitMQ node of one's own, not started yet."""
+def new_rabbitmq(folder: Path, *, wal_bytes: int = TEST_WAL_BYTES) -> RabbitProcess | Container:
+    """A RabbitMQ node of one's own, not started yet. (Docker's has its own Raft log.)"""
     if _docker_answers():
         return Container(RABBITMQ_IMAGE, 5672, "amqp://guest:guest@127.0.0.1:{port}/", speaks_amqp)
-    return RabbitProcess(folder, _rabbitmq_scripts())
+    return RabbitProcess(folder, _rabbitmq_scripts(), wal_bytes)
 
 
 def new_redis(folder: Path) -> RedisProcess | Container:
@@ -243,13 +247,13 @@ def new_redis(folder: Path) -> RedisProcess | Container:
     return RedisProcess(folder)
 
 
-def _rabbitmq_conf(port: int) -> str:
-    # A test node shares the machine: a small Raft log, no statistics, no alarm from a full disk.
+def _rabbitmq_conf(port: int, wal_bytes: int) -> str:
+    # A private node shares the machine: no statistics, no alarm from a full disk.
     return f"""
 listeners.tcp.1 = 127.0.0.1:{port}
 disk_free_limit.absolute = 50MB
 vm_memory_high_watermark.absolute = 2GB
-raft.wal_max_size_bytes = 67108864
+raft.wal_max_size_bytes = {wal_bytes}
 collect_statistics_interval = 60000
 log.console = false
 """
