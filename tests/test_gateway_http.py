@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import random
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -186,6 +187,29 @@ async def test_what_is_no_whole_answer_is_an_error_that_says_so(
 async def test_an_answer_that_is_too_large_is_read_no_further(data: bytes) -> None:
     with pytest.raises(Retryable, match="larger than"):
         await ask(sends(data))
+
+
+async def test_an_answer_above_what_is_read_in_place_is_whole() -> None:
+    body = LARGE * 10  # 3 MB
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+    assert (await ask(sends(head + body))).body == body
+
+
+async def test_servers_that_promise_much_and_send_nothing_take_no_memory() -> None:
+    promise = sends(b"HTTP/1.1 200 OK\r\ncontent-length: 15000000\r\n\r\n{")
+    async with client(*[promise] * 20) as (http, server):
+        tracemalloc.start()
+        try:
+            asked = [asyncio.create_task(http.request("POST", "/v1/x")) for _ in range(20)]
+            await server.requests(20)
+            assert (await http.request("POST", "/v1/x")).body == b"ok"  # what came before was read
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        for each in asked:
+            each.cancel()
+        await asyncio.wait(asked)
+    assert peak_bytes < 15_000_000
 
 
 async def test_a_compressed_answer_that_would_become_too_large_is_none() -> None:

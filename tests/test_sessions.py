@@ -126,10 +126,36 @@ async def test_a_session_that_ends_before_the_verdict_is_never_scored_on_a_blank
         assert trajectory_of(result).attempt == 2
 
 
+async def test_a_session_lost_before_the_third_verdict_leaves_a_failed_row_without_a_digest() -> (
+    None
+):
+    world = World()
+    async with ToolRig(world.env.spec(), three_steps) as rig, rig.agent():
+        for attempt in (1, 2, 3):
+            async with rig.tool_worker():
+                if attempt == 1:
+                    await rig.submit(0)
+                await _until_scored_next(rig)
+            async with rig.verifier():
+                if attempt < 3:
+                    await _until_waits(rig, "warren.q.v1.tool.till")  # the next attempt's set-up
+                else:
+                    [result] = await rig.wait(1)
+    trajectory = trajectory_of(result)
+    assert (trajectory.status, trajectory.attempt) == ("failed", 3)
+    assert trajectory.error is not None
+    assert trajectory.calls
+    assert trajectory.digest == b""  # it is of a rollout that was completed
+
+
 async def _until_scored_next(rig: Rig) -> None:
+    await _until_waits(rig, "warren.q.v1.verify.till")
+
+
+async def _until_waits(rig: Rig, queue: str) -> None:
     async with asyncio.timeout(10):
         while True:
-            depth = await rig.node.depth("warren.q.v1.verify.till")
+            depth = await rig.node.depth(queue)
             if depth is not None and depth.ready:
                 return
             await asyncio.sleep(0.01)
