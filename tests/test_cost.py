@@ -169,6 +169,23 @@ async def test_over_redis_replies_are_no_messages_and_no_operations_either(
     assert sum(operations.values()) / ROLLOUTS == 10
 
 
+async def test_over_redis_tokens_are_no_replies_through_the_broker_but_one_read_each(
+    killable_redis: services.RedisProcess | services.Container,
+) -> None:
+    operations: Counter[str] = Counter()
+    journal = await RedisJournal.connect(killable_redis.url)
+    async with rig(operations, journal) as (made, node):
+        await listeners(killable_redis.url, count=2)
+        made.model = lambda items, call: _sampled(plays(items, call), False)
+        await made.submit(*range(ROLLOUTS))
+        await made.wait(ROLLOUTS)
+    await journal.close()
+    assert "reply.v1" not in node.messages
+    operations.pop("look", None)
+    assert operations["result"] / ROLLOUTS == 2
+    assert sum(operations.values()) / ROLLOUTS == 12
+
+
 async def test_a_rollout_of_three_calls_is_ten_journal_operations() -> None:
     operations: Counter[str] = Counter()
     async with rig(operations) as (made, _):

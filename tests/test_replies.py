@@ -10,26 +10,28 @@ import pytest
 from redis.asyncio import Redis
 
 from broker.journal import redis_link, redis_listener
-from broker.journal.base import CallRef, Finished, Run
+from broker.journal.base import CallRef, Finished, Overview, Run
 from broker.journal.redis import TOLD_BYTES, RedisJournal
 from broker.memory import MemoryBroker
-from broker.messages import ModelCall
+from broker.messages import ModelCall, Reply
 from broker.names import new_worker_id
 from broker.topology import MODEL, model_key, model_queue
 from tests.support.hand import PATIENCE_S
-from tests.support.journals import listeners, new_key
+from tests.support.journals import eventually, listeners, new_key
 from tests.support.ports import free_port
 from tests.support.proxy import proxy_to
 from tests.support.rig import Rig, trajectory_of
 from tests.support.services import Container, RedisProcess
 from workers.inbox import Inbox
-from workers.owner import Ask, Owner
+from workers.owner import Ask, Owner, Replaced
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout
 
 Killable = RedisProcess | Container
 
 #: An owner that sweeps only when it has a reason.
 _NEVER_S = 3600.0
+#: A result of which is told only that it is there.
+LONG = b"x" * 2 * TOLD_BYTES
 
 
 async def _one(rollout: Rollout, ctx: object) -> float:
@@ -61,8 +63,8 @@ class Calling:
         )
         return asyncio.create_task(self._owner.call(ask))
 
-    async def finish(self, path: str) -> bool:
-        """Finish it, as an executor; whether its owner was told."""
+    async def finish(self, path: str, result: bytes = b"") -> bool:
+        """Finish it, as an executor, with its path if nothing else; whether its owner was told."""
         ref = CallRef(
             rollout=self._owner.key,
             epoch=self._owner.run.epoch,
@@ -72,9 +74,23 @@ class Calling:
             held=0,
             executor="x",
         )
-        finished = await self._journal.finish(ref, path.encode())
+        finished = await self._journal.finish(ref, result or path.encode())
         assert isinstance(finished, Finished)
         return finished.told
+
+    def tell(self, path: str) -> None:
+        """Its owner hears that a result is there which is too long to be told."""
+        reply = Reply(rollout=self._owner.key, epoch=self._owner.run.epoch, path=path)
+        self._owner.hear(reply)
+
+    async def is_known(self) -> bool:
+        """Whether the journal has the rollout."""
+        seen = await self._journal.look(self._owner.key, self._owner.run.epoch, [])
+        return isinstance(seen, Overview)
+
+    async def restart(self) -> None:
+        """Another attempt begins."""
+        await self._journal.restart(self._owner.key, self._owner.run.epoch)
 
 
 @asynccontextmanager
@@ -164,20 +180,58 @@ async def test_replies_that_no_message_are_dropped(
     assert caplog.text.count("unreadable reply") == 6
 
 
-async def test_what_is_too_long_to_be_told_comes_through_the_broker(
+async def test_a_long_result_is_read_once_its_owner_is_told_that_it_is_there(
     killable_redis: Killable,
 ) -> None:
-    rig = Rig(SPEC, lambda items, call: "x" * 2 * TOLD_BYTES)
+    async with calling(killable_redis.url) as rollout:
+        await listeners(killable_redis.url, rollout.inbox)
+        calls = {path: rollout.call(path) for path in ("0", "1", "2")}
+        for path, call in calls.items():
+            assert await rollout.finish(path, LONG + path.encode())
+            assert await result(call) == LONG + path.encode()
+
+
+async def test_a_long_result_whose_owner_does_not_listen_comes_through_the_broker(
+    killable_redis: Killable, redis: Redis
+) -> None:
+    said = "ACL SETUSER mute on >geheim ~warren:* resetchannels +@all"
+    await redis.execute_command(*said.split())  # type: ignore[no-untyped-call]
+    rig = Rig(SPEC, lambda items, call: LONG.decode())
     rig.sweep_s = _NEVER_S
     rig.executor_lives = True
-    journal = await RedisJournal.connect(killable_redis.url)
+    mute = killable_redis.url.replace("//", "//mute:geheim@")
+    journal = await RedisJournal.connect(mute)
     rig.journal = cast(Any, journal)
     async with rig, rig.agent(), rig.verifier():
-        await listeners(killable_redis.url, count=2)
         await rig.submit(0)
-        (result,) = await rig.wait(1)
+        (got,) = await rig.wait(1)
     await journal.close()
-    assert trajectory_of(result).status == "completed"
+    assert trajectory_of(got).status == "completed"
+
+
+async def test_a_long_result_that_is_lost_before_it_is_read_is_a_lost_journal(
+    killable_redis: Killable, redis: Redis
+) -> None:
+    async with calling(killable_redis.url) as rollout:
+        await listeners(killable_redis.url, rollout.inbox)
+        call = rollout.call("0")
+        await redis.flushall()
+        rollout.tell("0")  # what was told just before
+        await eventually(rollout.is_known)  # its owner has uploaded
+        assert await rollout.finish("0", LONG)
+        assert await result(call) == LONG
+
+
+async def test_who_is_told_of_a_long_result_after_the_rollout_was_taken_from_him_stops(
+    killable_redis: Killable,
+) -> None:
+    async with calling(killable_redis.url) as rollout:
+        await listeners(killable_redis.url, rollout.inbox)
+        call = rollout.call("0")
+        await rollout.restart()
+        rollout.tell("0")
+        with pytest.raises(Replaced):
+            await result(call)
 
 
 async def test_a_user_who_may_not_listen_or_tell_gets_replies_through_the_broker(

@@ -11,6 +11,7 @@ that lives has it in hand, it is left to that one; where nobody has it, it is pu
 """
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -233,8 +234,13 @@ class Owner:
             match reply.kind:
                 case "result" if reply.result:
                     return reply.result
-                case "result":
-                    await patiently(self.sweep)  # too large for a hint: read from the journal
+                case "result":  # too large for a hint
+                    read = functools.partial(
+                        self._journal.result, self.key, self.run.epoch, reply.path
+                    )
+                    if result := await patiently(read):
+                        return result
+                    await patiently(self.sweep)  # it has gone: why?
                 case "journal_lost":
                     await self._upload()
                 case "gone":

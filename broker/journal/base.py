@@ -247,6 +247,10 @@ class Journal(Tells, Protocol):
         """The owner's sweep: what has become of these calls."""
         ...
 
+    async def result(self, rollout: str, epoch: str, path: str) -> bytes | None:
+        """One call's packed result; None where there is none, or no such attempt: `look` says."""
+        ...
+
     async def upload(self, upload: Upload) -> bool:
         """Restore a lost record: create it, or add the results that are missing.
 

@@ -61,6 +61,9 @@ class LocalJournal(TellsNobody, ABC):
     async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
         return await self._do(self._rules.look, rollout, epoch, tuple(paths))
 
+    async def result(self, rollout: str, epoch: str, path: str) -> bytes | None:
+        return await self._do(self._rules.result, rollout, epoch, path)
+
     async def upload(self, upload: Upload) -> bool:
         return await self._do(self._rules.upload, upload)
 

@@ -43,9 +43,9 @@ from broker.names import new_id
 
 #: What has not changed for this long is forgotten.
 KEEP_S: Final = 7 * 86400.0
-#: A larger result's reply goes through the broker. Lua hashes each byte of the text it is put
-#: together in (some 12 instructions), so above this the broker's way costs no more; and Redis cuts
-#: who listens and has 32 MB to read, or 8 MB for a minute (its client-output-buffer-limit).
+#: A larger result's reply says only that it is there, and its owner reads it. Lua hashes each byte
+#: of the text it is put together in (some 12 instructions), so above this reading costs less; and
+#: Redis cuts who listens and has 32 MB to read, or 8 MB for a minute (client-output-buffer-limit).
 TOLD_BYTES: Final = 16 * 1024
 #: One script call marks or tombstones this many at most: Redis does nothing else meanwhile.
 _CHUNK: Final = 2000
@@ -159,7 +159,7 @@ class RedisJournal:
             call.held,
             result,
             *new_state,
-            _reply(call, result),
+            *_reply(call, result),
         )
         match reply:
             case [b"known", inbox, winner]:
@@ -184,6 +184,12 @@ class RedisJournal:
                     state_version=version,
                 )
         return _gone_or_lost(reply)
+
+    async def result(self, rollout: str, epoch: str, path: str) -> bytes | None:
+        # a plain command: what a script reads becomes a string of Lua's, which it hashes
+        record = _records(rollout)[0]
+        known, result = await self._client.do("HMGET", record, "epoch", f"result:{path}")
+        return result if known == epoch.encode() else None
 
     async def upload(self, upload: Upload) -> bool:
         results = (
@@ -243,15 +249,23 @@ class RedisJournal:
         await self._client.close()
 
 
-def _reply(call: CallRef, result: bytes) -> bytes:
-    """The packed Reply to the owner less its last field's bytes, which the script has anyway.
+def _reply(call: CallRef, result: bytes) -> tuple[bytes, int]:
+    """The packed Reply to the owner, and whether the script appends the result, its last bytes.
 
-    Empty where nobody is to be told, or it is too long.
+    Empty where nobody is to be told.
     """
-    if not call.executor or not 0 < len(result) <= TOLD_BYTES:
-        return b""
-    reply = Reply(rollout=call.rollout, epoch=call.epoch, path=call.path, result=result)
-    return codec.pack(reply)[: -len(result)]
+    if not call.executor or not result:
+        return b"", 0
+    inline = len(result) <= TOLD_BYTES
+    reply = codec.pack(
+        Reply(
+            rollout=call.rollout,
+            epoch=call.epoch,
+            path=call.path,
+            result=result if inline else b"",
+        )
+    )
+    return (reply[: -len(result)], 1) if inline else (reply, 0)
 
 
 def _gone_or_lost(reply: bytes) -> Gone | Lost:

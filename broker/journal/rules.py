@@ -182,6 +182,10 @@ class Rules:
             state_version=head.state_version,
         )
 
+    def result(self, key: str, epoch: str, path: str) -> bytes | None:
+        entry = self._table.entry(key, path) if self._owned(key, epoch) else None
+        return None if entry is None else entry.result
+
     def upload(self, upload: Upload) -> bool:
         key = upload.rollout
         head = self._head(key)

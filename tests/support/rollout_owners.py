@@ -109,6 +109,8 @@ class Owners:
         elif isinstance(seen, Gone) or seen.inbox != owner.inbox:
             self.stop(who)
         elif owner.path in seen.results:
+            stored = history.wait(history.journal.result(KEY, owner.epoch, owner.path))
+            assert stored == seen.results[owner.path].result
             self._answer(owner, owner.path, seen.results[owner.path])
         else:
             assert (owner.path in seen.claimed) == history.is_claimed(owner.path)

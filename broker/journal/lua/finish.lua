@@ -1,4 +1,4 @@
-local of, path, hash, held, result, version, state, reply = unpack(ARGV, 2)
+local of, path, hash, held, result, version, state, reply, inline = unpack(ARGV, 2)
 local hash_field, result_field, carrier_field = 'hash:' .. path, 'result:' .. path, 'carrier:' .. path
 local f = redis.call('HMGET', key, hash_field, result_field, 'stored', 'inbox', 'state_version',
   'epoch')
@@ -21,7 +21,8 @@ else
 end
 -- Told only once it is stored. A user who may not publish, or nobody who listens: told otherwise.
 if reply ~= '' and inbox ~= '' then
-  local heard = redis.pcall('PUBLISH', 'warren:inbox:' .. inbox, reply .. result)
+  if inline == '1' then reply = reply .. result end
+  local heard = redis.pcall('PUBLISH', 'warren:inbox:' .. inbox, reply)
   if type(heard) == 'number' and heard > 0 then return '!' .. inbox end
 end
 return '@' .. inbox

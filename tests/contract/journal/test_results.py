@@ -104,6 +104,30 @@ async def test_the_owners_sweep_sees_results_claims_and_state(journal: Journal, 
     assert await journal.look(key, run.epoch, []) == Overview("owner", {}, none, none, b"s", 1)
 
 
+async def test_one_result_is_read_by_its_path_within_its_epoch(journal: Journal, key: str) -> None:
+    verification = f"{key}/verify"
+    for record in (key, verification):
+        assert await journal.result(record, "epoch", "3.tool.0") is None
+        run = await taken(journal, record)
+        ref = call(run, record, "3.tool.0", executor="x")
+        await journal.begin(ref)
+        assert await journal.result(record, run.epoch, "3.tool.0") is None
+        await journal.finish(ref, ARRAYS)
+        assert await journal.result(record, run.epoch, "3.tool.0") == ARRAYS
+        assert await journal.result(record, run.epoch, "3") is None
+        assert await journal.result(record, "another", "3.tool.0") is None
+        await journal.restart(record, run.epoch)
+        fresh = await taken(journal, record)
+        assert await journal.result(record, fresh.epoch, "3.tool.0") is None
+        await finished(journal, call(fresh, record, "3.tool.0"), b"again")
+        assert await journal.result(record, run.epoch, "3.tool.0") is None
+        assert await journal.result(record, fresh.epoch, "3.tool.0") == b"again"
+    await journal.committed([key])
+    for record in (key, verification):
+        for epoch in (fresh.epoch, ""):
+            assert await journal.result(record, epoch, "3.tool.0") is None
+
+
 async def test_a_replaced_owner_sees_who_replaced_it(journal: Journal, key: str) -> None:
     run = await taken(journal, key, "old")
     await taken(journal, key, "new")
