@@ -163,6 +163,12 @@ def model_key(lane: Lane, model: str) -> str:
     return f"{lane}.{escape(model)}"
 
 
+def call_queue(exchange: str, key: str) -> str:
+    """Name of the queue for a call that is published so: a model's, a tool's or a session's."""
+    own = key.startswith("session.")
+    return queue_name(key) if own else f"{exchange.replace('.x.', '.q.', 1)}.{key}"
+
+
 def result_key(who: str, run: str, shard: int) -> str:
     """Routing key of a finished rollout for one audience: `collect`, `sink` or a trainer's name."""
     return f"{who}.{run}.{shard}"

@@ -7,16 +7,19 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker import codec
-from broker.journal.base import CallRef, Go, Gone, Lost, Overview
+from broker.journal.base import Begun, Busy, CallRef, Go, Gone, Lost, Overview
 from broker.journal.memory import MemoryJournal
 from broker.memory import MemoryBroker
 from broker.memory_node import MemoryNode
 from broker.messages import ToolCall
+from broker.names import new_id
+from broker.rabbitmq import RabbitBroker
 from broker.topology import TOOL, tool_queue
 from tests.support.journals import taken
+from tests.support.services import Server
 from tests.support.virtual_time import VirtualTimeLoop
-from workers.inbox import Inbox
-from workers.owner import Ask, Owner
+from workers.inbox import SWEEP_S, Inbox
+from workers.owner import VANISHED_S, Ask, Owner
 
 KEY = "r.g/0/0"
 QUEUE = tool_queue("env")
@@ -77,12 +80,20 @@ class World:
 
     async def begun(self, executor: str = "executor") -> CallRef:
         """Somebody takes a copy, which the broker has forgotten before it is acknowledged."""
+        call = self.take()
+        assert isinstance(await self.begin(call, executor), Go)
+        return CallRef.of(call, executor)
+
+    def take(self) -> ToolCall:
+        """Somebody takes a copy."""
         stored = self.node.queues[QUEUE.name].ready.popleft()
-        call = codec.decode(ToolCall, stored.body, stored.kind)
-        ref = CallRef.of(call, executor)
+        return codec.decode(ToolCall, stored.body, stored.kind)
+
+    async def begin(self, call: ToolCall, executor: str = "") -> Begun:
+        """Whoever took it begins, an executor of its own each unless it is said which."""
+        executor = executor or f"executor-{call.carrier}"
         await self.journal.renew_lease(executor)
-        assert isinstance(await self.journal.begin(ref), Go)
-        return ref
+        return await self.journal.begin(CallRef.of(call, executor))
 
     def restart_broker(self) -> None:
         """It comes back without calls."""
@@ -90,13 +101,13 @@ class World:
         self.broker.break_connection()
 
 
-def asked(wait_s: float | None) -> Ask:
+def asked(wait_s: float | None, key: str = "env") -> Ask:
     fields = {"run": "r", "environment": "env", "name": "tool", "call_id": "c", "arguments": "{}"}
     return Ask(
         path="0",
         request_hash=b"h",
         exchange=TOOL.name,
-        key="env",
+        key=key,
         message=ToolCall,
         fields=fields,
         timeout_s=1200.0,
@@ -181,6 +192,77 @@ def test_a_call_whose_executor_died_with_the_broker_is_published_again_when_its_
         await world.begun("another")
 
     played(scenario)
+
+
+def test_a_call_whose_queue_was_purged_is_published_again_and_once() -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(2):
+            await asyncio.sleep(VANISHED_S)
+            world.node.queues[QUEUE.name].ready.clear()
+            await asyncio.sleep(SWEEP_S + SOON_S)
+            assert world.queued == 1
+            await asyncio.sleep(LONG_S)
+            assert world.queued == 1
+
+    played(scenario)
+
+
+def test_a_call_that_was_taken_is_left_to_whoever_has_it_though_its_queue_is_empty() -> None:
+    async def scenario(world: World) -> None:
+        ref = await world.begun()
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 0
+        await world.journal.put_off(ref)
+        await world.journal.end_lease(ref.executor)
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 0
+
+    played(scenario)
+
+
+def test_a_call_that_is_taken_by_who_never_begins_goes_to_others_now_and_then() -> None:
+    """Processes that hang have it. When they wake up, all copies but one are dropped."""
+
+    async def scenario(world: World) -> None:
+        held = [world.take()]
+        for _ in range(round(LONG_S)):
+            await asyncio.sleep(1.0)
+            held += [world.take() for _ in range(world.queued)]
+        assert 2 <= len(held) <= 2 + LONG_S / VANISHED_S
+        assert await world.begin(held[1]) == Go(1, b"", 0)
+        for other in (held[0], *held[2:]):
+            assert await world.begin(other) == Busy()
+        await asyncio.sleep(LONG_S)
+        assert world.queued == 0
+
+    played(scenario)
+
+
+async def test_a_call_whose_queue_was_deleted_is_published_to_a_new_one(rabbitmq: Server) -> None:
+    broker, operator = [await RabbitBroker.connect(rabbitmq.url) for _ in range(2)]
+    journal = MemoryJournal()
+    worker = Inbox(broker, journal, f"owner-{new_id()}", sweep_s=0.2)
+    queue = tool_queue(f"env-{new_id()}")
+    try:
+        await broker.declare([queue])
+        async with worker.open(), asyncio.timeout(30):
+            run = await taken(journal, KEY, worker.worker_id)
+            with worker.own(KEY, run) as owner:
+                call = asyncio.create_task(owner.call(asked(None, queue.bindings[0].key)))
+                await _until_waits(broker, queue.name)
+                await operator.delete(queue.name)
+                await _until_waits(broker, queue.name)
+                call.cancel()
+                await asyncio.wait([call])
+        await broker.delete(queue.name)
+    finally:
+        await broker.close()
+        await operator.close()
+
+
+async def _until_waits(broker: RabbitBroker, queue: str) -> None:
+    while (depth := await broker.depth(queue)) is None or not depth.ready:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 def test_a_call_that_waits_on_a_ladder_is_left_there() -> None:

@@ -12,8 +12,8 @@ from typing import Final
 
 from broker import codec
 from broker.base import Broker, Delivery
-from broker.deadlines import Deadlines
-from broker.errors import JournalUnavailable, WireError
+from broker.deadlines import Deadlines, within
+from broker.errors import BrokerError, JournalUnavailable, WireError
 from broker.journal.base import LEASE_RENEW_S, Journal, Owned, Run, Taken
 from broker.messages import Reply
 from broker.parting import parting
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SWEEP_S: Final = 20.0
 #: After a reconnect, executors too have this long to be back before we look whose calls are lost.
 SETTLE_S: Final = 1.0
+#: A broker has this long to say how a queue stands.
+_DEPTH_S: Final = 2.0
 
 
 class Inbox:
@@ -120,18 +122,30 @@ class Inbox:
             owners = self._owners.values()
             if self._missed or clock() - swept_at >= self._sweep_s:
                 swept_at, self._missed = clock(), False
-                await self._sweep([o for o in owners if o.waits], seen)
+                waiting = [o for o in owners if o.waits]
+                await self._sweep(waiting, seen, await self._empty_queues(waiting))
             elif due := [o for o in owners if o.is_due(seen)]:
                 await self._sweep(due, seen)
 
-    async def _sweep(self, owners: Sequence[Owner], reconnects: int) -> None:
+    async def _empty_queues(self, owners: Sequence[Owner]) -> frozenset[str]:
+        """Of those in which calls may wait, which are empty or gone; none while nobody can say."""
+        depths = {}
+        for queue in {queue for owner in owners for queue in owner.queues()}:
+            with suppress(BrokerError, TimeoutError), within(_DEPTH_S):
+                if self._broker.connected:
+                    depths[queue] = await self._broker.depth(queue)
+        return frozenset(q for q, depth in depths.items() if depth is None or not depth.ready)
+
+    async def _sweep(
+        self, owners: Sequence[Owner], reconnects: int, empty: frozenset[str] = frozenset()
+    ) -> None:
         async with asyncio.TaskGroup() as group:
             for owner in owners:
-                group.create_task(self._sweep_one(owner, reconnects))
+                group.create_task(self._sweep_one(owner, reconnects, empty))
 
-    async def _sweep_one(self, owner: Owner, reconnects: int) -> None:
+    async def _sweep_one(self, owner: Owner, reconnects: int, empty: frozenset[str]) -> None:
         try:
-            await owner.sweep(reconnects)
+            await owner.sweep(reconnects, empty)
         except (JournalUnavailable, TimeoutError) as e:
             log.warning("sweep postponed", extra={"rollout": owner.key, "error": str(e)})
 

@@ -7,7 +7,8 @@ were lost, publishes again what the broker may have lost, and notices when anoth
 The broker keeps calls in memory only: one that is restarted has forgotten them, and its owners see
 their connection break. So each call knows how many reconnects there were when it was published,
 and one that is older than the newest is looked at until its result is there: while an executor
-that lives has it in hand, it is left to that one; where nobody has it, it is published again.
+that lives has it in hand, it is left to that one; where nobody has it, it is published again. So is
+one that nobody has though its queue is empty: queues are purged and deleted, nodes of clusters die.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final
 
 import msgspec
@@ -24,7 +25,7 @@ from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
-from broker.errors import Unroutable
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unroutable
 from broker.journal.base import (
     EXECUTOR_LEASE_S,
     EXECUTOR_RENEW_S,
@@ -42,7 +43,7 @@ from broker.journal.patience import patiently
 from broker.messages import Call, Reply, ReplyKind
 from broker.names import new_id
 from broker.serve import publish_patiently
-from broker.topology import QueueSpec
+from broker.topology import QueueSpec, call_queue
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ WATCH_S: Final = EXECUTOR_LEASE_S
 #: Where none has it, once more after this long: what was on its way has arrived by then, and
 #: leases that ran out while the journal was away are renewed.
 DOUBT_S: Final = 2 * EXECUTOR_RENEW_S
+#: A call that vanished from its queue is not taken for vanished again for so long: whoever has it
+#: may be held up before it has begun.
+VANISHED_S: Final = 60.0
 
 
 class NotBegun(Exception):
@@ -113,6 +117,9 @@ class _Waiting:
         """Loop time before which nobody need look what became of it."""
         self.missed = False
         """Whether the broker may have lost it, and nobody had it when we looked last."""
+        self.queue = call_queue(ask.exchange, ask.key)
+        self.trusted_until = 0.0
+        """Loop time before which it says nothing of this call that its queue is empty."""
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
     def may_be_lost(self, reconnects: int, at: float) -> bool:
@@ -121,8 +128,12 @@ class _Waiting:
         Once its journal was lost, not before whoever executed it has had time to finish.
         """
         if self.lost_at is None:
-            return self.published_in < reconnects
+            return self.missed or self.published_in < reconnects
         return at - self.lost_at >= LOST_GRACE_S
+
+    def may_have_vanished(self, empty: Container[str], at: float) -> bool:
+        """Whether, at this loop time, it should wait in one of these queues, which are empty."""
+        return self.queue in empty and self.published_in < math.inf and self.trusted_until <= at
 
     def left_s(self) -> float:
         """Seconds until its deadline."""
@@ -292,10 +303,15 @@ class Owner:
         if waiting is not None and reply.epoch == self.run.epoch:
             waiting.hear(reply)
 
-    async def sweep(self, reconnects: int = 0) -> None:
+    def queues(self) -> set[str]:
+        """Where open calls may wait that nobody is known to have begun on."""
+        return {each.queue for each in self._waiting.values() if not each.reply.done()}
+
+    async def sweep(self, reconnects: int = 0, empty: Container[str] = ()) -> None:
         """Look the open calls up in the journal: find lost replies, lost calls, a new owner.
 
-        What was published before this many reconnects, the broker may have lost.
+        What was published before this many reconnects, or to a queue that was `empty` just now, the
+        broker may have lost.
         """
         open_calls = dict(self._waiting)
         seen = await self._journal.look(self.key, self.run.epoch, list(open_calls))
@@ -308,10 +324,14 @@ class Owner:
             case Overview() if seen.inbox not in ("", self._worker_id):
                 self.replaced()
             case Overview():
-                await self._resolve(open_calls, seen, reconnects)
+                await self._resolve(open_calls, seen, reconnects, empty)
 
     async def _resolve(
-        self, open_calls: Mapping[str, _Waiting], seen: Overview, reconnects: int
+        self,
+        open_calls: Mapping[str, _Waiting],
+        seen: Overview,
+        reconnects: int,
+        empty: Container[str],
     ) -> None:
         at = asyncio.get_running_loop().time()
         for path, waiting in open_calls.items():
@@ -324,11 +344,14 @@ class Owner:
                 waiting.fail(NotBegun(path))
             elif path in self._waiting and waiting.may_be_lost(reconnects, at):
                 await self._look_after(waiting, claimed=path in seen.claimed)
+            elif waiting.may_have_vanished(empty, at) and path not in seen.claimed:
+                await self._look_after(waiting, claimed=False)
 
     async def _look_after(self, waiting: _Waiting, *, claimed: bool) -> None:
         """The broker may have lost this call: publish it again if nobody has had it twice."""
         if waiting.missed and not claimed:
             waiting.lost_at, waiting.missed = None, False
+            waiting.trusted_until = asyncio.get_running_loop().time() + VANISHED_S
             return await self._publish_again(waiting)
         waiting.missed = not claimed
         delay_s = WATCH_S if claimed else DOUBT_S
@@ -341,6 +364,10 @@ class Owner:
                 await self._publish(waiting)
         except Unroutable as e:  # its session's worker has gone: the caller's affair
             waiting.fail(e)
+        except (BrokerLost, BrokerClosed):
+            raise
+        except BrokerError as e:  # its queue's node is down, say: it waits for the next look
+            log.warning("call not published again", extra={"rollout": self.key, "error": str(e)})
 
     def _noticed(self, waiting: _Waiting, kind: ReplyKind, result: bytes = b"") -> Reply:
         path = waiting.ask.path
