@@ -12,11 +12,13 @@ import asyncio
 import json
 import math
 import random
+import string
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import uvloop
 
@@ -42,12 +44,33 @@ class StubOptions:
     seed: int = 0
 
 
+class _Asked(NamedTuple):
+    """What a request wants to know of tokens besides their logprobs."""
+
+    ids: bool
+    """`return_token_ids`: the ids, those of the prompt too."""
+    as_ids: bool
+    """`return_tokens_as_token_ids`: an id instead of each token's text."""
+
+
+_FORMS: Final = [_Asked(ids, as_ids) for ids in (False, True) for as_ids in (False, True)]
+
+
+def _asks(body: bytes, option: bytes) -> bool:
+    """Whether a request has the option, as true. (In what is said there, quotes are escaped.)"""
+    at = body.find(option)
+    return at >= 0 and body[at + len(option) :][:6].lstrip(b" :").startswith(b"true")
+
+
 class Model:
     """Answers by how far the conversation is, and what it has seen so far."""
 
     def __init__(self, options: StubOptions) -> None:
         self._options = options
-        self._answers = [_answer(options, step) for step in range(options.steps)]
+        self._answers = {
+            asked: [_answer(options, step, asked) for step in range(options.steps)]
+            for asked in _FORMS
+        }
         self._prompts = [_prompt(options, step) for step in range(options.steps)]
         self._chance = random.Random(options.seed)
         self._latencies_s = 0.0
@@ -59,7 +82,10 @@ class Model:
 
     def answer(self, body: bytes) -> bytes:
         """The whole HTTP answer."""
-        return self._answers[self._step(body)]
+        asked = _Asked(
+            _asks(body, b'"return_token_ids"'), _asks(body, b'"return_tokens_as_token_ids"')
+        )
+        return self._answers[asked][self._step(body)]
 
     def tokenize(self, body: bytes) -> bytes:
         """The HTTP answer to `/tokenize`, as of vLLM: NeMo Gym asks after each model call."""
@@ -160,7 +186,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(answer)
 
 
-def _answer(options: StubOptions, step: int) -> bytes:
+def _answer(options: StubOptions, step: int, asked: _Asked) -> bytes:
     last = step == options.steps - 1
     message: dict[str, Any] = {"role": "assistant", "content": _TEXT if last else None}
     if not last:
@@ -181,30 +207,42 @@ def _answer(options: StubOptions, step: int) -> bytes:
         "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
     }
     if count:
-        _add_tokens(answer, choice, options, step, count)
+        _add_tokens(answer, choice, options, step, count, asked)
     return _http(answer)
 
 
 def _add_tokens(
-    answer: dict[str, Any], choice: dict[str, Any], options: StubOptions, step: int, count: int
+    answer: dict[str, Any],
+    choice: dict[str, Any],
+    options: StubOptions,
+    step: int,
+    count: int,
+    asked: _Asked,
 ) -> None:
-    """As vLLM answers `return_token_ids` and `logprobs`."""
+    """As vLLM answers `logprobs`; `token` is what was asked for, `bytes` are always its text's."""
     chance = random.Random(step)
     ids = [chance.randrange(150_000) for _ in range(count)]
-    answer["prompt_token_ids"] = _prompt_tokens(options, step)
+    texts = [" " + "".join(chance.choices(string.ascii_lowercase, k=3)) for _ in ids]
     answer["usage"] |= {"completion_tokens": count}
-    choice["token_ids"] = ids
+    if asked.ids:
+        answer["prompt_token_ids"] = _prompt_tokens(options, step)
+        choice["token_ids"] = ids
     choice["logprobs"] = {
         "content": [
             {
-                "token": f"token_id:{id_}",
-                "logprob": -chance.random() * 3,
-                "bytes": [116, 111, 107],
+                "token": f"token_id:{id_}" if asked.as_ids else text,
+                "logprob": logprob,
+                "bytes": list(text.encode()),
                 "top_logprobs": [],
             }
-            for id_ in ids
+            for id_, text, logprob in zip(ids, texts, _logprobs(chance, count), strict=True)
         ]
     }
+
+
+def _logprobs(chance: random.Random, count: int) -> list[float]:
+    """float32 values, as torch gives them."""
+    return array("f", (-3 * chance.random() for _ in range(count))).tolist()
 
 
 def _prompt_tokens(options: StubOptions, step: int) -> list[int]:
