@@ -20,7 +20,7 @@ from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
 from broker.errors import JournalUnavailable
-from broker.journal.base import Runs
+from broker.journal.runs import Runs
 from broker.messages import Task
 from broker.serve import publish_patiently
 from broker.topology import (

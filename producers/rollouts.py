@@ -11,7 +11,7 @@ from functools import cached_property
 
 from broker import codec, trajectory
 from broker.errors import Undecodable
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from broker.messages import (
     Failure,
     ModelResult,

@@ -26,7 +26,7 @@ from typing import Final, Literal, Self
 import msgspec
 
 from broker.errors import WarrenError
-from broker.journal.base import RunInfo, Runs
+from broker.journal.runs import RunInfo, Runs
 from broker.messages import Sampling
 from broker.names import is_name
 

@@ -26,7 +26,8 @@ import msgspec
 from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.errors import JournalUnavailable, WireError
-from broker.journal.base import Journal, RunInfo, Runs, Totals
+from broker.journal.base import Journal
+from broker.journal.runs import RunInfo, Runs, Totals
 from broker.journal.totals import add_totals
 from broker.messages import Limits, Sampling, Task
 from broker.serve import dead_letter, own_headers, publish_patiently

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.base import OutputRefused
 from sinks.ids import Ids
 from sinks.part_names import first_gap, listing

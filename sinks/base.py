@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from broker.errors import WarrenError
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.ids import Ids
 from sinks.rows import Row
 from sinks.totals import RowSummary

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.crashpoints import crash_at
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.base import OutputFull, OutputRefused
 from sinks.files import AppendFile, Disk, lock
 from sinks.ids import Ids, Ledger

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from broker.crashpoints import crash_at
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.base import OutputBroken, OutputFull, OutputRefused
 from sinks.files import FULL, Disk, lock
 from sinks.ids import Ids

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.crashpoints import crash_at
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.base import OutputBroken, OutputFull, OutputRefused
 from sinks.compaction import BLOCK_BYTES, BLOCK_PARTS, Compactor
 from sinks.files import FULL, Disk

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker.base import Broker
-from broker.journal.base import Journal, RunProgress, Runs
+from broker.journal.base import Journal
+from broker.journal.runs import RunProgress, Runs
 from broker.serve import serve
 from broker.topology import SINK_SHARDS, kept_queue, run_results_queue, sink_queue
 from sinks.base import Output

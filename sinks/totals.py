@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 
 
 class BadRow(ValueError):

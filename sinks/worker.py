@@ -23,8 +23,9 @@ from broker import codec
 from broker.base import Broker, Delivery
 from broker.crashpoints import crash_at
 from broker.errors import Undecodable
-from broker.journal.base import Journal, RunProgress, Runs
+from broker.journal.base import Journal
 from broker.journal.patience import patiently
+from broker.journal.runs import RunProgress, Runs
 from broker.messages import Result
 from broker.names import is_name
 from broker.serve import Ack, Outcome, Source, serve

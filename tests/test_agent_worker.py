@@ -7,8 +7,8 @@ import pytest
 
 from broker import codec
 from broker.base import Outgoing
-from broker.journal.base import RunInfo
 from broker.journal.memory import MemoryTable
+from broker.journal.runs import RunInfo
 from broker.messages import CallRecord, Failure, Limits, ModelCall, ModelResult, Task
 from broker.topology import TASK, dead_queue, task_key
 from broker.trajectory import forest, main_transcript

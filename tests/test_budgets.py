@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from broker import codec
-from broker.journal.base import RunInfo, Totals
+from broker.journal.runs import RunInfo, Totals
 from broker.messages import Budget, ModelCall, Result, Task, Trajectory
 from broker.shared.base import Spent
 from broker.shared.memory import MemoryShared

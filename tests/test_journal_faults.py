@@ -14,20 +14,10 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from broker.errors import JournalUnavailable, Unreachable
-from broker.journal.base import (
-    Committed,
-    Duplicate,
-    Finished,
-    Found,
-    Go,
-    Lost,
-    Run,
-    RunInfo,
-    Stored,
-    Totals,
-    Upload,
-)
-from broker.journal.redis import KEEP_S, RedisJournal, RedisRuns
+from broker.journal.base import Committed, Duplicate, Finished, Found, Go, Lost, Run, Stored, Upload
+from broker.journal.redis import KEEP_S, RedisJournal
+from broker.journal.redis_runs import RedisRuns
+from broker.journal.runs import RunInfo, Totals
 from broker.journal.sqlite import SqliteJournal, SqliteRuns
 from tests.support.journals import call, new_key, taken
 from tests.support.ports import free_port

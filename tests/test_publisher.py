@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from broker import codec
 from broker.base import Delivery, Outgoing
 from broker.errors import BrokerLost, JournalUnavailable, QueueFull, Unroutable
-from broker.journal.base import RunInfo
 from broker.journal.memory import MemoryRuns
+from broker.journal.runs import RunInfo
 from broker.memory import MemoryBroker
 from broker.messages import Task
 from broker.topology import run_results_queue, task_queue

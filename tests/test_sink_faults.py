@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from broker.errors import JournalUnavailable
-from broker.journal.base import Committed, Totals
+from broker.journal.base import Committed
+from broker.journal.runs import Totals
 from broker.topology import dead_queue
 from sinks.base import OutputBroken
 from tests.support.disks import FaultyDisk

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.totals import RowSummary
 from warren.progress import RATE_WINDOW_S, Progress, describe, showing
 from warren.summary import Accumulator, EnvironmentSummary, RunSummary, pass_at

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from broker.base import Delivery, OnDelivery, Outgoing
 from broker.errors import JournalUnavailable
-from broker.journal.base import Committed, Totals
+from broker.journal.base import Committed
 from broker.journal.memory import MemoryRuns
+from broker.journal.runs import Totals
 from broker.memory import MemoryBroker
 from broker.memory_node import MemoryNode
 from broker.messages import Task

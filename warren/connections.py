@@ -10,7 +10,8 @@ from pathlib import Path
 
 from broker.base import Broker
 from broker.errors import UsageError
-from broker.journal.base import Journal, Runs
+from broker.journal.base import Journal
+from broker.journal.runs import Runs
 from broker.shared.base import Shared
 from broker.shared.memory import MemoryShared
 from warren.settings import Settings
@@ -69,7 +70,8 @@ async def _stores(
 ) -> tuple[Journal, Runs]:
     journal: Journal
     if settings.redis is not None:
-        from broker.journal.redis import RedisJournal, RedisRuns
+        from broker.journal.redis import RedisJournal
+        from broker.journal.redis_runs import RedisRuns
 
         journal = await RedisJournal.connect(settings.redis.reveal())
         stack.push_async_callback(journal.close)

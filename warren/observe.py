@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.base import Broker
 from broker.errors import UsageError, WarrenError
-from broker.journal.base import Runs
+from broker.journal.runs import Runs
 from broker.metrics import Metrics
 from sinks.totals import RowSummary
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any, Final
 
-from broker.journal.base import Totals
+from broker.journal.runs import Totals
 from sinks.totals import RowSummary, Tally, add_totals
 
 #: A rollout passes with a full reward; the margin is for sums of weights like 0.7 + 0.2 + 0.1.

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar, TypeVarTuple
 
-from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
+from broker.journal.base import LEASE_S
 from broker.journal.local import LocalJournal
 from broker.journal.record import TOMBSTONE, VERIFY, Entry, Head
+from broker.journal.runs import RunInfo, RunProgress, Totals
 from broker.journal.totals import add_totals, bitmap
 
 T = TypeVar("T")

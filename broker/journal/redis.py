@@ -5,10 +5,8 @@ Every operation is one round trip (redis_client.py). Redis must not evict:
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
-
-import msgpack
 
 from broker import codec
 from broker.journal.base import (
@@ -27,17 +25,13 @@ from broker.journal.base import (
     Overview,
     Owned,
     Run,
-    RunInfo,
-    RunProgress,
     Stored,
     Taken,
-    Totals,
     Upload,
 )
 from broker.journal.record import VERIFY
-from broker.journal.redis_client import PATIENCE_S, Client, Script
+from broker.journal.redis_client import PATIENCE_S, Client, Script, chunks
 from broker.journal.redis_listener import listen
-from broker.journal.totals import add_totals, pack_info, pack_totals, unpack_info, unpack_totals
 from broker.messages import Reply
 from broker.names import new_id
 
@@ -47,10 +41,6 @@ KEEP_S: Final = 7 * 86400.0
 #: of the text it is put together in (some 12 instructions), so above this reading costs less; and
 #: Redis cuts who listens and has 32 MB to read, or 8 MB for a minute (client-output-buffer-limit).
 TOLD_BYTES: Final = 16 * 1024
-#: One script call marks or tombstones this many at most: Redis does nothing else meanwhile.
-_CHUNK: Final = 2000
-#: `is_cancelled` remembers an answer for this long.
-_CANCELLED_S: Final = 2.0
 
 
 def _records(rollout: str) -> Sequence[str]:
@@ -223,12 +213,12 @@ class RedisJournal:
         await self._run(self._ended, rollout, epoch)
 
     async def committed(self, rollouts: Sequence[str]) -> None:
-        for some in _chunks(rollouts):
+        for some in chunks(rollouts):
             keys = [_records(rollout)[0] for rollout in some]
             await self._client.run(self._committed, keys, self._keep_ms)
 
     async def forget(self, rollouts: Sequence[str]) -> None:
-        for some in _chunks(rollouts):
+        for some in chunks(rollouts):
             keys = [key for rollout in some for key in _records(rollout + VERIFY)]
             await self._client.do("DEL", *keys)
 
@@ -302,95 +292,4 @@ def _as_run(reply: Sequence[bytes]) -> Run:
         strikes=int(fields.get(b"strikes", 0)),
         first_taken_at=float(fields[b"first_taken_at"]),
         ended=fields[b"phase"] == b"ended",
-    )
-
-
-def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
-
-
-class RedisRuns:
-    """`Runs` in Redis, shared by all who connect."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._script = Script("runs.lua")
-        self._cancelled: dict[str, tuple[float, bool]] = {}
-
-    @classmethod
-    async def connect(cls, url: str, *, patience_s: float = PATIENCE_S) -> "RedisRuns":
-        """Raises Unreachable where nobody answers there or we are refused."""
-        return cls(await Client.connect(url, patience_s))
-
-    async def _run(self, operation: str, run: str, *args: Any) -> Any:
-        keys = (_run_key(run), "warren:runs")
-        return await self._client.run(self._script, keys, operation, *args)
-
-    async def register(self, info: RunInfo) -> None:
-        created_at = repr(info.created_at)
-        await self._run(
-            "register", info.run, info.run, info.generation, created_at, pack_info(info)
-        )
-
-    async def published(self, run: str, generation: str, count: int, complete: bool) -> None:
-        await self._run("published", run, generation, count, int(complete))
-
-    async def mark(
-        self,
-        run: str,
-        generation: str,
-        shard: str,
-        rows: Sequence[tuple[int, int]],
-        totals: Totals,
-    ) -> None:
-        text = pack_totals(totals)
-        for some in _chunks(rows) if rows else ((),):
-            flat = msgpack.packb([number for row in some for number in row])
-            await self._run("mark", run, generation, shard, text, flat)
-
-    async def committed(self, run: str, generation: str, repeat: int) -> bytes:
-        bits: bytes | None = await self._client.do("GET", f"{_run_key(run)}:{generation}:{repeat}")
-        return bits or b""
-
-    async def progress(self, run: str) -> RunProgress | None:
-        reply = await self._run("progress", run)
-        return None if reply is None else _as_progress(reply)
-
-    async def list(self) -> Sequence[RunProgress]:
-        return [_as_progress(reply) for reply in await self._run("list", "")]
-
-    async def cancel(self, run: str) -> bool:
-        self._cancelled.pop(run, None)
-        return bool(await self._run("cancel", run))
-
-    async def is_cancelled(self, run: str) -> bool:
-        asked_at, answer = self._cancelled.get(run, (float("-inf"), False))
-        if time.monotonic() - asked_at < _CANCELLED_S:
-            return answer
-        answer = bool(await self._client.do("HGET", _run_key(run), "cancelled"))
-        self._cancelled[run] = (time.monotonic(), answer)
-        return answer
-
-    async def forget(self, run: str) -> None:
-        self._cancelled.pop(run, None)
-        await self._run("forget", run, run)
-
-    async def close(self) -> None:
-        """Let go of the connections."""
-        await self._client.close()
-
-
-def _run_key(run: str) -> str:
-    return f"warren:run:{{{run}}}"
-
-
-def _as_progress(reply: Sequence[Any]) -> RunProgress:
-    info, cancelled, published, complete, committed, totals = reply
-    return RunProgress(
-        info=unpack_info(info),
-        published=int(published),
-        complete=complete == b"1",
-        committed=committed,
-        cancelled=cancelled == b"1",
-        totals=add_totals(unpack_totals(text) for text in totals),
     )

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ _PASSING: Final = (
     "TRYAGAIN",
 )
 _CLOSED: Final = "the journal is closed"
+#: One script call marks or tombstones this many at most: Redis does nothing else meanwhile.
+_CHUNK: Final = 2000
 
 
 class Script:
@@ -186,8 +188,13 @@ class Client:
             self._link.close()
 
 
+def chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    """As many as one script call may be about."""
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+
+
 def _said(error: Exception) -> str:
     return mask_url(str(error)) or "no answer"
 
 
-__all__ = ["PATIENCE_S", "Client", "Script"]
+__all__ = ["PATIENCE_S", "Client", "Script", "chunks"]

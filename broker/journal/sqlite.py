@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from broker.errors import JournalUnavailable, Unreachable
-from broker.journal.base import LEASE_S, RunInfo, RunProgress, Totals
+from broker.journal.base import LEASE_S
 from broker.journal.local import LocalJournal
+from broker.journal.runs import RunInfo, RunProgress, Totals
 from broker.journal.sqlite_table import TABLES, SqliteTable
 from broker.journal.totals import (
     add_totals,

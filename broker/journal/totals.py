@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from broker.journal.base import RunInfo, Totals
+from broker.journal.runs import RunInfo, Totals
 
 
 def add_totals(parts: Iterable[Totals]) -> Totals:

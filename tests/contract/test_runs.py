@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.journal.base import RunInfo, Runs, Totals
+from broker.journal.runs import RunInfo, Runs, Totals
 from tests.support.journals import Kind, eventually, opened_runs
 
 

@@ -9,9 +9,11 @@ from typing import Final, Literal
 
 from redis.asyncio import Redis
 
-from broker.journal.base import CallRef, Finished, Go, Journal, Run, Runs, Stored, Upload
+from broker.journal.base import CallRef, Finished, Go, Journal, Run, Stored, Upload
 from broker.journal.memory import MemoryJournal, MemoryRuns
-from broker.journal.redis import RedisJournal, RedisRuns
+from broker.journal.redis import RedisJournal
+from broker.journal.redis_runs import RedisRuns
+from broker.journal.runs import Runs
 from broker.journal.sqlite import SqliteJournal, SqliteRuns
 
 Kind = Literal["memory", "sqlite", "redis"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from broker import codec
 from broker.base import Broker, Outgoing
-from broker.journal.base import RunInfo, Totals
 from broker.journal.memory import MemoryJournal, MemoryRuns
+from broker.journal.runs import RunInfo, Totals
 from broker.memory import MemoryBroker
 from broker.messages import Result
 from broker.names import shard_of

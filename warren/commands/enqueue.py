@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from broker.errors import JournalUnavailable, UsageError
-from broker.journal.base import RunInfo, RunProgress
+from broker.journal.runs import RunInfo, RunProgress
 from broker.messages import Task
 from broker.names import is_name
 from producers import bitmap

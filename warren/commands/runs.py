@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker.errors import UsageError
-from broker.journal.base import RunProgress
+from broker.journal.runs import RunProgress
 from warren.connections import connect
 from warren.options import EXIT_OK, RunsOptions
 from warren.settings import Settings

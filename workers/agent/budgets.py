@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from broker.errors import JournalUnavailable
-from broker.journal.base import Runs
+from broker.journal.runs import Runs
 from broker.messages import Failure, Task
 from broker.shared.base import Shared, Spent
 

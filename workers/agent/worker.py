@@ -21,8 +21,9 @@ from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
 from broker.errors import JournalUnavailable, TooLarge
-from broker.journal.base import Committed, Journal, Owned, Run, Runs
+from broker.journal.base import Committed, Journal, Owned, Run
 from broker.journal.patience import patiently
+from broker.journal.runs import Runs
 from broker.messages import Failure, Task, Trajectory, waited_too_long
 from broker.parting import parting
 from broker.serve import Ack, GiveBack, Outcome, Source, publish_patiently

@@ -1,4 +1,4 @@
--- What is committed of each run: broker/journal/base.py, `Runs`, says what each operation means.
+-- What is committed of each run: broker/journal/runs.py says what each operation means.
 --   KEYS[1]  warren:run:{<run>}: info generation created_at cancelled
 --   KEYS[1]:<generation>          published complete, per shard totals:S, per repeat repeat:R
 --   KEYS[1]:<generation>:<repeat> bitmap over task indices
