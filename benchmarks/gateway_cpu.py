@@ -26,6 +26,7 @@ from workers.model_gateway.config import Azure, ModelConfig
 from workers.model_gateway.gateway import request_of
 from workers.model_gateway.opening import endpoints
 from workers.model_gateway.pool import EndpointPool
+from workers.model_gateway.remarks import Remarks
 
 ROUNDS: Final = 12
 CALLS: Final = 500
@@ -63,11 +64,12 @@ def call(text: str, rollout: str = "run.g/0/0", epoch: str = "e") -> ModelCall:
 async def one_round(config: ModelConfig) -> float:
     """Microseconds of CPU per call."""
     body, kind = codec.encode(call("What is the weather? " * 100)), codec.kind_of(ModelCall)
+    remarks = Remarks()
     async with EndpointPool.open(endpoints(config)) as pool:
 
         async def ask(count: int) -> None:
             for _ in range(count):
-                request = request_of(codec.decode(ModelCall, body, kind), config)
+                request = request_of(codec.decode(ModelCall, body, kind), config, remarks)
                 codec.pack(await pool.generate(request))
 
         async def ask_all(count: int) -> None:

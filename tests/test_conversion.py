@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker import codec
 from workers.model_gateway.answers import completed
 from workers.model_gateway.backend import BackendRequest
 from workers.model_gateway.conversion import (
@@ -21,6 +22,7 @@ from workers.model_gateway.conversion import (
     items_of,
     messages_of,
 )
+from workers.model_gateway.remarks import Remark
 from workers.spec import Item
 
 texts = st.text(max_size=20)
@@ -190,7 +192,12 @@ def test_chat_messages_in_a_dataset_become_items() -> None:
 
 
 def request(*items: Item) -> BackendRequest:
-    return BackendRequest(model="m", items=items, rollout="run/0/0", path="1")
+    return BackendRequest(
+        model="m",
+        remarks=[Remark(codec.pack(item)) for item in items],
+        rollout="run/0/0",
+        path="1",
+    )
 
 
 def test_missing_and_repeated_call_ids_are_repaired_the_same_way_each_time() -> None:

@@ -30,6 +30,7 @@ from tests.support.journals import listeners
 from tests.support.rig import Rig, message, tool_call
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.gateway import request_of, terms_of
+from workers.model_gateway.remarks import Remarks
 from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
 
 ROLLOUTS = 20
@@ -246,9 +247,9 @@ def test_an_item_is_unpacked_once_for_all_calls_that_repeat_it(
     packed = tuple(codec.pack(item) for item in said)
     counts: Counter[str] = Counter()
     monkeypatch.setattr(codec, "unpack", _counting(counts, "unpack", codec.unpack))
-    config = ModelConfig(name="m")
+    config, remarks = ModelConfig(name="m"), Remarks()
     for n in range(1, 21):
-        request = request_of(model_call(input=packed[:n], known_items=n // 2), config)
+        request = request_of(model_call(input=packed[:n], known_items=n // 2), config, remarks)
         assert (request.items, request.known_items) == (said[:n], n // 2)
     assert counts["unpack"] == 20
 

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from broker import codec
 from broker.messages import VersionSpan
 from tests.support import provider
 from workers.model_gateway.backend import BackendRequest, Refused
 from workers.model_gateway.config import ModelConfig
+from workers.model_gateway.remarks import Remark
 from workers.model_gateway.vllm_backend import VllmBackend
 from workers.model_gateway.vllm_tokens import RENDER, TokenPath, continuation
 
@@ -96,10 +98,10 @@ class Server:
 
 REQUEST = BackendRequest(
     model="m",
-    items=[
-        {"role": "user", "content": "a"},
-        {"type": "message", "role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
+    remarks=[
+        Remark(codec.pack({"role": "user", "content": "a"})),
+        Remark(codec.pack({"type": "message", "role": "assistant", "content": "b"})),
+        Remark(codec.pack({"role": "user", "content": "c"})),
     ],
     known_ids=array("i", KNOWN).tobytes(),
     known_items=2,

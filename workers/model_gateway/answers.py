@@ -6,6 +6,7 @@ made again after a crash yields the same answer for the same words.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final
 
 from workers.model_gateway.backend import BackendRequest
@@ -27,7 +28,7 @@ def completed(items: Sequence[Item], request: BackendRequest) -> list[Item]:
             whole.setdefault("status", "completed")
         if kind == "function_call":
             if used is None:
-                used = {str(item["call_id"]) for item in request.items if item.get("call_id")}
+                used = {*chain.from_iterable(remark.call_ids for remark in request.remarks)}
             whole["call_id"] = _own_id(str(item.get("call_id") or ""), used, request, n)
             used.add(whole["call_id"])
         done.append(whole)
@@ -43,5 +44,5 @@ def _own_id(given: str, used: Iterable[str], request: BackendRequest, n: int) ->
 
 def _name(request: BackendRequest, n: int, length: int) -> str:
     """Letters and digits only, since Mistral's templates take exactly nine of them."""
-    seed = f"{request.request_id}:{len(request.items)}:{n}".encode()
+    seed = f"{request.request_id}:{len(request.remarks)}:{n}".encode()
     return hashlib.blake2b(seed, digest_size=16).hexdigest()[:length]

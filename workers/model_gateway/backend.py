@@ -18,6 +18,7 @@ import msgspec
 from broker.messages import ErrorKind, ModelResult
 from broker.retries import Patience
 from broker.topology import Lane
+from workers.model_gateway.remarks import Remark
 from workers.spec import Item
 
 #: Calls end by their deadline; this only stops one that fails too fast for that to come soon.
@@ -49,11 +50,11 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     model: str
     """The name that the provider knows it by."""
-    items: Sequence[Item]
-    """The conversation as Responses items, which other calls may share: frozen."""
+    remarks: Sequence[Remark]
+    """The conversation."""
     terms: Terms = msgspec.field(default_factory=Terms)
     known_ids: bytes = b""
-    """int32: what the first `known_items` of `items` were tokenised and sampled as, if known."""
+    """int32: what the first `known_items` of `remarks` were tokenised and sampled as, if known."""
     known_items: int = 0
     timeout_s: float = 600.0
     """Of this one try, connecting and reading included."""
@@ -64,6 +65,11 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     run: str = ""
     lane: Lane = "normal"
     """Run and lane share an endpoint's slots fairly with others."""
+
+    @property
+    def items(self) -> list[Item]:
+        """The conversation as Responses items, which other calls may share: frozen."""
+        return [item for remark in self.remarks for _, item in remark.said]
 
     @property
     def request_id(self) -> str:

@@ -15,9 +15,10 @@ from workers.model_gateway.answer_chat import chat_result, json_object
 from workers.model_gateway.backend import TERMS_KEPT, BackendRequest, Refused, Terms
 from workers.model_gateway.config import ModelConfig
 from workers.model_gateway.congestion import EngineLoad
-from workers.model_gateway.conversion import OPEN_SERVER, UNSENDABLE, messages_of
+from workers.model_gateway.conversion import UNSENDABLE
 from workers.model_gateway.failures import serves
 from workers.model_gateway.fields import chat_terms
+from workers.model_gateway.remarks import chat_messages
 from workers.model_gateway.server import ModelServer
 
 
@@ -62,7 +63,7 @@ class ChatBackend:
 
 
 def _body(request: BackendRequest) -> dict[str, Any]:
-    messages = messages_of(request.items, OPEN_SERVER)
+    messages = chat_messages(request.remarks)
     return {"model": request.model, "messages": messages, **_fields(request.terms)}
 
 

@@ -52,27 +52,36 @@ def messages_of(items: Iterable[Item], dialect: Dialect = OPEN_SERVER) -> list[C
     turn: list[tuple[str, Item]] = []
     last = ""
     for item in items:
-        kind = _kind(item)
-        by_assistant = kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
-        if turn and (not by_assistant or kind == last == "message"):
+        kind = kind_of(item)
+        his = by_assistant(kind, item)
+        if turn and (not his or kind == last == "message"):
             # consecutive assistant items come from one model call, except two messages in a row
-            messages.append(_assistant_message(turn, dialect))
+            messages.append(assistant_message(turn, dialect))
             turn = []
         last = kind
-        if by_assistant:
+        if his:
             turn.append((kind, item))
         else:
-            messages.append(_other_message(kind, item, dialect))
+            messages.append(other_message(kind, item, dialect))
     if turn:
-        messages.append(_assistant_message(turn, dialect))
+        messages.append(assistant_message(turn, dialect))
     return messages
 
 
-def _kind(item: Item) -> str:
+def kind_of(item: Item) -> str:
+    """Its type, which messages need not name."""
     return str(item.get("type") or ("message" if "role" in item else ""))
 
 
-def _assistant_message(turn: Iterable[tuple[str, Item]], dialect: Dialect) -> ChatMessage:
+def by_assistant(kind: str, item: Item) -> bool:
+    """Whether the assistant says it."""
+    return kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
+
+
+def assistant_message(
+    turn: Iterable[tuple[str, Item]], dialect: Dialect = OPEN_SERVER
+) -> ChatMessage:
+    """The one that these items, each with its type, make together. Raises UNSENDABLE."""
     text = refusal = ""
     thoughts, calls = [], []
     for kind, item in turn:
@@ -108,7 +117,8 @@ def reasoning_text(item: Item) -> str:
     return "\n".join(str(part.get("text", "")) for part in parts)
 
 
-def _other_message(kind: str, item: Item, dialect: Dialect) -> ChatMessage:
+def other_message(kind: str, item: Item, dialect: Dialect = OPEN_SERVER) -> ChatMessage:
+    """What somebody else says in an item of this type. Raises UNSENDABLE."""
     match kind:
         case "message":
             role = str(item.get("role"))
@@ -173,11 +183,16 @@ def _given(source: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: source[key] for key in keys if source.get(key) is not None}
 
 
+def in_chat_words(item: Item) -> bool:
+    """Whether it is no item, but a chat message that items are made of."""
+    return item.get("role") == "tool" or bool(item.get("tool_calls"))
+
+
 def as_items(items: Iterable[Item]) -> list[Item]:
     """`items` with the chat messages among them (datasets of `messages` rows) made items."""
     whole: list[Item] = []
     for item in items:
-        if item.get("role") == "tool" or item.get("tool_calls"):
+        if in_chat_words(item):
             whole += _items_of_message(item)
         else:
             whole.append(item)

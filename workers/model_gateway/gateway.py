@@ -9,7 +9,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -17,7 +17,6 @@ import msgspec
 from broker import codec
 from broker.base import Delivery
 from broker.deadlines import Deadlines
-from broker.errors import Undecodable
 from broker.journal.base import Go
 from broker.messages import ErrorKind, Failure, ModelCall, ModelResult
 from broker.retries import GiveUp, PutOff, Wait, decide
@@ -35,11 +34,10 @@ from workers.model_gateway.backend import (
     Terms,
 )
 from workers.model_gateway.config import ModelConfig
-from workers.model_gateway.conversion import as_items
 from workers.model_gateway.endpoint import EndpointStatus
 from workers.model_gateway.pool import AllDown, EndpointPool
+from workers.model_gateway.remarks import Remarks
 from workers.model_gateway.spending import Spending
-from workers.spec import Item
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +45,6 @@ log = logging.getLogger(__name__)
 LANE_SHARE: Final[Mapping[Lane, float]] = {"resume": 1.0, "normal": 1.0, "bulk": 0.5}
 
 
-#: Items that are kept unpacked, of at most so many bytes each: some 10 MB, 60 at worst.
-_ITEMS_KEPT: Final = 8192
-_LARGE_ITEM_BYTES: Final = 2048
 #: Above it a call's tools and options are unpacked for it alone: what is kept stays small.
 _LARGE_TERMS_BYTES: Final = 32 * 1024
 
@@ -72,6 +67,7 @@ class ModelGateway:
         self._spending = spending or Spending(MemoryShared())
         self._chance = chance or random.Random()
         self._deadlines = Deadlines()
+        self._remarks = Remarks()
 
     def sources(self) -> list[Source]:
         """What to consume: each model's queue in every lane, within `prefetch` calls each."""
@@ -107,7 +103,7 @@ class ModelGateway:
             known = ", ".join(sorted(self._models))
             return _failed("model", f"this gateway has no model {call.model!r}; it has: {known}")
         config, backend = served
-        request = request_of(call, config)
+        request = request_of(call, config, self._remarks)
         tries, error = call.tries, None
         while True:
             left_s = call.deadline - time.time()
@@ -143,17 +139,13 @@ class ModelGateway:
         )
 
 
-def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
+def request_of(call: ModelCall, config: ModelConfig, remarks: Remarks) -> BackendRequest:
     """The call unpacked, for a backend. Raises Undecodable."""
-    parts = [
-        (_kept_items if len(packed) <= _LARGE_ITEM_BYTES else _items_in)(packed)
-        for packed in call.input
-    ]
     return BackendRequest(
         model=config.served_name or config.name,
-        items=[item for part in parts for item in part],
+        remarks=remarks.of(call.input),
         known_ids=call.known_ids,
-        known_items=sum(map(len, parts[: call.known_items])),
+        known_items=call.known_items,
         terms=terms_of(call),
         rollout=call.sticky or call.rollout,
         path=call.path,
@@ -161,18 +153,6 @@ def request_of(call: ModelCall, config: ModelConfig) -> BackendRequest:
         lane=call.lane,
         timeout_s=config.try_timeout_s,
     )
-
-
-def _items_in(packed: bytes) -> Sequence[Item]:
-    """One item, or what a chat message says in several. Raises Undecodable."""
-    item = codec.unpack(packed)
-    if type(item) is not dict:
-        raise Undecodable("an input item is not a map")
-    return as_items([item])
-
-
-#: Each call of a rollout repeats what was said before. They are shared: nobody may change them.
-_kept_items = functools.lru_cache(_ITEMS_KEPT)(_items_in)
 
 
 def terms_of(call: ModelCall) -> Terms:

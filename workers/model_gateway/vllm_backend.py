@@ -36,11 +36,11 @@ from workers.model_gateway.conversion import (
     MALFORMED,
     UNSENDABLE,
     assistant_items,
-    messages_of,
 )
 from workers.model_gateway.failures import ended_early, unusable
 from workers.model_gateway.fields import chat_terms
 from workers.model_gateway.http import Body
+from workers.model_gateway.remarks import chat_messages
 from workers.model_gateway.server import ModelServer
 from workers.model_gateway.versions import VersionReader
 from workers.model_gateway.vllm_tokens import Continued, TokenPath
@@ -239,7 +239,7 @@ def chat_body(request: BackendRequest) -> dict[str, Any]:
     """
     return {
         "model": request.model,
-        "messages": messages_of(request.items),
+        "messages": chat_messages(request.remarks),
         "request_id": f"{request.request_id}:{new_id()[:8]}",
         **_fields(request.terms, request.lane),
     }

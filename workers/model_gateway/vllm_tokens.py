@@ -18,9 +18,9 @@ import msgspec
 
 from broker.messages import VersionSpan
 from workers.model_gateway.backend import BackendRequest, ContextOverflow, Refused
-from workers.model_gateway.conversion import messages_of
 from workers.model_gateway.failures import unusable
 from workers.model_gateway.http import Body
+from workers.model_gateway.remarks import chat_messages
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class TokenPath:
         known = array("i", request.known_ids).tolist()
         if whole.features is not None or whole.token_ids[: len(known)] == known:
             return None
-        before = messages_of(request.items[: request.known_items])
+        before = chat_messages(request.remarks[: request.known_items])
         closed = await self._rendered({**body, "messages": before, "add_generation_prompt": False})
         prompt_ids = continuation(known, closed.token_ids, whole.token_ids)
         if prompt_ids is None:
