@@ -19,8 +19,16 @@ from pamqp import commands
 from broker import amqp_frames as frames
 from broker.amqp_channel import Channel, ChannelDied
 from broker.amqp_link import Link
-from broker.base import Outgoing
-from broker.errors import BrokerClosed, BrokerError, BrokerLost, QueueFull, TooLarge, Unroutable
+from broker.base import Outgoing, Sender
+from broker.errors import (
+    BrokerClosed,
+    BrokerError,
+    BrokerLost,
+    QueueFull,
+    TooLarge,
+    Unroutable,
+    WarrenError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +43,45 @@ MAX_DEATHS: Final = 5
 
 class _Pending(msgspec.Struct):
     message: Outgoing
-    done: asyncio.Future[None]
+    sender: Sender
     since_s: float = math.inf
     """When it was sent, on the publisher's clock, which stands still while the broker blocks or is
     away. What waits for its turn is not late, however long the backlog: the window moves."""
     deaths: int = 0
+    over: bool = False
+
+    def end(self, error: WarrenError | None) -> None:
+        """Tell its sender, once."""
+        if not self.over:
+            self.over = True
+            self.sender.on_end(error)
+
+    def is_due(self) -> bool:
+        """Whether it is to be sent, and not over or unwanted by now."""
+        if not self.over and not self.sender.wanted:
+            self.end(BrokerError("nobody wants it sent any more"))
+        return not self.over
+
+
+class _Awaited:
+    """The sender of what somebody awaits; who is cancelled does not want it any more."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def wanted(self) -> bool:
+        return not self.done.done()
+
+    def on_end(self, error: WarrenError | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
 
 class Publisher:
@@ -64,12 +106,16 @@ class Publisher:
 
     def publish(self, message: Outgoing) -> asyncio.Future[None]:
         """Done when it is confirmed."""
+        awaited = _Awaited()
+        self.post(message, awaited)
+        return awaited.done
+
+    def post(self, message: Outgoing, sender: Sender) -> None:
+        """The sender hears when it is confirmed."""
         if self._closed:
-            raise BrokerClosed("this broker connection was closed")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._backlog.append(_Pending(message, done))
+            return sender.on_end(BrokerClosed("this broker connection was closed"))
+        self._backlog.append(_Pending(message, sender))
         self.pump()
-        return done
 
     def hint(self, message: Outgoing) -> None:
         """Send without confirmation; while the socket is full a bounded lot of them waits."""
@@ -120,7 +166,7 @@ class Publisher:
             if len(channel.unconfirmed) >= WINDOW:
                 return
             pending = self._backlog.popleft()
-            if not pending.done.done():  # else its caller was cancelled
+            if pending.is_due():
                 pending.since_s = self._clock_s
                 channel.send(link, pending)
 
@@ -148,15 +194,14 @@ class Publisher:
     def _give_up(self, latest_s: float, why: str) -> None:
         """What was sent by then; all, for infinity."""
         for pending in self._all():
-            if pending.since_s <= latest_s and not pending.done.done():
-                pending.done.set_exception(BrokerLost(why))
+            if pending.since_s <= latest_s:
+                pending.end(BrokerLost(why))
 
     def close(self) -> None:
         """Fail what waits."""
         self._closed = True
         for pending in self._all():
-            if not pending.done.done():
-                pending.done.set_exception(BrokerClosed("closed before it was confirmed"))
+            pending.end(BrokerClosed("closed before it was confirmed"))
         self._backlog.clear()
 
     def on_died(self, channel: "_ConfirmChannel", why: ChannelDied) -> None:
@@ -166,14 +211,14 @@ class Publisher:
         unconfirmed, channel.unconfirmed = channel.unconfirmed, {}
         again = []
         for pending in unconfirmed.values():
-            if pending.done.done():
+            if not pending.is_due():
                 continue
             pending.deaths += why.code != 0
             error = _blame(pending, why)
             if error is None:
                 again.append(pending)
             else:
-                pending.done.set_exception(error)
+                pending.end(error)
         self._backlog.extendleft(reversed(again))
         if not self._closed:
             asyncio.get_running_loop().call_soon(self.pump)
@@ -202,16 +247,15 @@ class _ConfirmChannel(Channel):
         try:
             pieces = _pieces(link, self.number, pending.message, b"%d" % tag, mandatory=True)
         except ValueError as e:
-            pending.done.set_exception(BrokerError(str(e)))
-            return
+            return pending.end(BrokerError(str(e)))
         self._last_tag = tag
         self.unconfirmed[tag] = pending
         link.wire.write(pieces)
 
     def on_return(self, header: bytes) -> None:
         pending = self.unconfirmed.get(int(frames.properties(header).message_id))
-        if pending is not None and not pending.done.done():  # its confirm follows
-            pending.done.set_exception(Unroutable(pending.message.exchange, pending.message.key))
+        if pending is not None:  # its confirm follows
+            pending.end(Unroutable(pending.message.exchange, pending.message.key))
 
     def on_confirm(self, tag: int, multiple: bool, taken: bool) -> None:
         if not multiple:
@@ -223,14 +267,14 @@ class _ConfirmChannel(Channel):
 
     def _settle(self, tag: int, taken: bool) -> None:
         pending = self.unconfirmed.pop(tag, None)
-        if pending is None or pending.done.done():
+        if pending is None:
             return
         if taken:
-            pending.done.set_result(None)
+            pending.end(None)
         else:
             message = pending.message
             text = f"a queue behind {message.exchange!r}, key {message.key!r}, is full"
-            pending.done.set_exception(QueueFull(text))
+            pending.end(QueueFull(text))
 
     def on_died(self, why: ChannelDied) -> None:
         self._publisher.on_died(self, why)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from broker.errors import WarrenError
 from broker.topology import QueueSpec
 
 Header = str | int
@@ -90,6 +91,20 @@ class QueueDepth(msgspec.Struct, frozen=True):
     """At least one for each who consumes it: RabbitMQ counts the channels of a large prefetch."""
 
 
+class Sender(Protocol):
+    """Who posts a message, and hears how that ended. Waiting for it is left to him."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is still to be sent, or sent again on a new connection."""
+        ...
+
+    def on_end(self, error: WarrenError | None) -> None:
+        """The broker has taken it over, or what `publish` would raise. Called once, maybe before
+        `post` returns. It must not block, post or publish: it notes it, and wakes who waits."""
+        ...
+
+
 class Broker(Protocol):
     """Publishes with confirmation, delivers with a bound, forgets nothing that it confirmed."""
 
@@ -118,6 +133,14 @@ class Broker(Protocol):
 
         Raises: Unroutable (no queue is bound), QueueFull (a bounded queue refused it),
         TooLarge, BrokerLost (no confirmation within the broker's patience), BrokerClosed.
+        """
+        ...
+
+    def post(self, message: Outgoing, sender: Sender) -> None:
+        """As `publish`, but return at once; `sender` hears the end. Never blocks, never raises.
+
+        For who waits for an answer anyway. Queues are not declared again: a `publish` after an
+        Unroutable does that.
         """
         ...
 

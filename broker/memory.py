@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from broker.base import OnDelivery, Outgoing, QueueDepth
+from broker.base import OnDelivery, Outgoing, QueueDepth, Sender
 from broker.codec import MAX_BODY_BYTES
 from broker.errors import BrokerClosed, BrokerError, QueueFull, TooLarge, Unroutable
 from broker.memory_node import MemoryNode, Stored
@@ -135,18 +135,29 @@ class MemoryBroker:
             self._declared[queue.name] = queue
 
     async def publish(self, message: Outgoing) -> None:
-        self._check_open()
-        if len(message.body) > MAX_BODY_BYTES:
-            raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
         try:
-            self._node.publish(message)
+            self._put(message)
         except Unroutable:  # somebody has taken a queue away
             await self.declare(list(self._declared.values()))
-            self._node.publish(message)
+            self._put(message)
         self._until_yield -= 1
         if self._until_yield <= 0:
             self._until_yield = YIELD_EVERY
             await asyncio.sleep(0)
+
+    def post(self, message: Outgoing, sender: Sender) -> None:
+        try:
+            self._put(message)
+        except (BrokerError, TooLarge) as e:
+            sender.on_end(e)
+        else:
+            sender.on_end(None)
+
+    def _put(self, message: Outgoing) -> None:
+        self._check_open()
+        if len(message.body) > MAX_BODY_BYTES:
+            raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
+        self._node.publish(message)
 
     def publish_hint(self, message: Outgoing) -> None:
         if not self._closed and len(message.body) <= MAX_BODY_BYTES:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final, cast
 
-from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth
+from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth, Sender
 from broker.errors import QueueFull, Unroutable, WarrenError
 from broker.journal.base import Finished, Journal, Run
 from broker.metrics import Metrics
@@ -14,7 +14,11 @@ from broker.series import Spread, Value
 from broker.topology import QueueSpec
 
 #: What a broker's refusal is counted as.
-_REFUSALS: Final = {Unroutable: "unroutable", QueueFull: "full"}
+_REFUSALS: Final[Mapping[type[BaseException], str]] = {Unroutable: "unroutable", QueueFull: "full"}
+
+
+def _outcome_of(error: BaseException) -> str:
+    return _REFUSALS.get(type(error), "failed")
 
 
 @lru_cache(1024)
@@ -50,11 +54,14 @@ class MeteredBroker:
         try:
             await self._broker.publish(message)
         except BaseException as e:
-            outcome = _REFUSALS.get(type(e), "failed")
+            outcome = _outcome_of(e)
             raise
         finally:
-            sent.seconds.observe(time.monotonic() - started)
-            (sent.outcomes.get(outcome) or sent.outcome(outcome)).now += 1
+            sent.ended(outcome, time.monotonic() - started)
+
+    def post(self, message: Outgoing, sender: Sender) -> None:
+        sent = self._sent.get(message.exchange) or self._sent_to(message.exchange)
+        self._broker.post(message, _MeteredSender(sender, sent))
 
     def _sent_to(self, exchange: str) -> "_Sent":
         sent = self._sent[exchange] = _Sent(family(exchange), self._metrics)
@@ -100,15 +107,39 @@ class _Sent:
     """What is counted of the messages to one exchange, looked up once."""
 
     def __init__(self, family: str, metrics: Metrics) -> None:
-        self.seconds = metrics.confirm_s.labels(family)
-        self.outcomes: dict[str, Value] = {}
+        self._seconds = metrics.confirm_s.labels(family)
+        self._outcomes: dict[str, Value] = {}
         self._family = family
         self._metrics = metrics
 
-    def outcome(self, name: str) -> Value:
-        """The first of its kind."""
-        counter = self.outcomes[name] = self._metrics.published.labels(self._family, name)
-        return counter
+    def ended(self, outcome: str, took_s: float) -> None:
+        """The broker has said so."""
+        self._seconds.observe(took_s)
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._metrics.published.labels(self._family, outcome)
+            self._outcomes[outcome] = counter
+        counter.now += 1
+
+
+class _MeteredSender:
+    """See base.Sender."""
+
+    __slots__ = ("_sender", "_sent", "_since")
+
+    def __init__(self, sender: Sender, sent: _Sent) -> None:
+        self._sender = sender
+        self._sent = sent
+        self._since = time.monotonic()
+
+    @property
+    def wanted(self) -> bool:
+        return self._sender.wanted
+
+    def on_end(self, error: WarrenError | None) -> None:
+        outcome = "confirmed" if error is None else _outcome_of(error)
+        self._sent.ended(outcome, time.monotonic() - self._since)
+        self._sender.on_end(error)
 
 
 class _Counts:

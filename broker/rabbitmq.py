@@ -29,7 +29,7 @@ from broker.amqp_consumer import Consumer
 from broker.amqp_declaring import declarations
 from broker.amqp_link import Link, open_link
 from broker.amqp_publisher import Publisher
-from broker.base import OnDelivery, Outgoing, QueueDepth
+from broker.base import OnDelivery, Outgoing, QueueDepth, Sender
 from broker.codec import MAX_BODY_BYTES
 from broker.deadlines import within
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable, Unroutable
@@ -143,7 +143,7 @@ class RabbitBroker:
     async def publish(self, message: Outgoing) -> None:
         self._check_open()
         if len(message.body) > MAX_BODY_BYTES:
-            raise TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
+            raise _too_large(message)
         try:
             await self._publisher.publish(message)
         except Unroutable:  # somebody has taken a queue or its binding away
@@ -170,6 +170,12 @@ class RabbitBroker:
                 await self.declare(list(self._declared.values()))
                 self._declared_at = time.monotonic()
         return True
+
+    def post(self, message: Outgoing, sender: Sender) -> None:
+        if len(message.body) > MAX_BODY_BYTES:
+            sender.on_end(_too_large(message))
+        else:
+            self._publisher.post(message, sender)
 
     def publish_hint(self, message: Outgoing) -> None:
         if not self._closed and len(message.body) <= MAX_BODY_BYTES:
@@ -369,6 +375,10 @@ class RabbitBroker:
                 link.wire.on_change = self._on_change
                 return link
         raise error
+
+
+def _too_large(message: Outgoing) -> TooLarge:
+    return TooLarge(f"{len(message.body)} bytes, at most {MAX_BODY_BYTES} can be sent")
 
 
 async def _ask_on(link: Link, requests: Sequence[base.Frame]) -> Sequence[Any]:

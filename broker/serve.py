@@ -250,15 +250,23 @@ def own_headers(delivery: Delivery) -> dict[str, str | int]:
     return {k: v for k, v in delivery.headers.items() if k.startswith("warren-")}
 
 
-async def publish_patiently(broker: Broker, message: Outgoing) -> None:
-    """Publish; while a bounded queue refuses, wait and try again: that is back-pressure."""
+async def publish_patiently(
+    broker: Broker, message: Outgoing, *, after: BrokerError | None = None
+) -> None:
+    """Publish; while a bounded queue refuses, wait and try again: that is back-pressure.
+
+    `after`: how it was refused before.
+    """
     delay_s = 0.05
+    refusal = after
     while True:
-        try:
-            return await broker.publish(message)
-        except QueueFull:
+        if isinstance(refusal, QueueFull):
             await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
             delay_s = min(delay_s * 2, 2.0)
+        try:
+            return await broker.publish(message)
+        except QueueFull as e:
+            refusal = e
 
 
 __all__ = [

@@ -14,12 +14,13 @@ from broker.memory_node import MemoryNode
 from broker.messages import ToolCall
 from broker.names import new_id
 from broker.rabbitmq import RabbitBroker
-from broker.topology import TOOL, tool_queue
+from broker.topology import tool_queue
+from tests.support.calls import asked
 from tests.support.journals import taken
 from tests.support.services import Server
 from tests.support.virtual_time import VirtualTimeLoop
 from workers.inbox import SWEEP_S, Inbox
-from workers.owner import VANISHED_S, Ask, Owner
+from workers.owner import VANISHED_S, Owner
 
 KEY = "r.g/0/0"
 QUEUE = tool_queue("env")
@@ -66,7 +67,7 @@ class World:
         async with inbox.open():
             run = await taken(self.journal, KEY, "owner")
             with inbox.own(KEY, run) as self.owner:
-                self.call = asyncio.create_task(self.owner.call(asked(wait_s)))
+                self.call = asyncio.create_task(self.owner.call(asked(wait_s=wait_s)))
                 await asyncio.sleep(0)
                 assert self.queued == 1
                 yield
@@ -99,22 +100,6 @@ class World:
         """It comes back without calls."""
         self.node.queues[QUEUE.name].ready.clear()
         self.broker.break_connection()
-
-
-def asked(wait_s: float | None, key: str = "env") -> Ask:
-    fields = {"run": "r", "environment": "env", "name": "tool", "call_id": "c", "arguments": "{}"}
-    return Ask(
-        path="0",
-        request_hash=b"h",
-        exchange=TOOL.name,
-        key=key,
-        message=ToolCall,
-        fields=fields,
-        timeout_s=1200.0,
-        on_timeout=lambda: b"timed out",
-        wait_s=wait_s,
-        on_wait=lambda: b"nobody began",
-    )
 
 
 def played(scenario: Callable[[World], Awaitable[None]]) -> None:
@@ -248,7 +233,7 @@ async def test_a_call_whose_queue_was_deleted_is_published_to_a_new_one(rabbitmq
         async with worker.open(), asyncio.timeout(30):
             run = await taken(journal, KEY, worker.worker_id)
             with worker.own(KEY, run) as owner:
-                call = asyncio.create_task(owner.call(asked(None, queue.bindings[0].key)))
+                call = asyncio.create_task(owner.call(asked(key=queue.bindings[0].key)))
                 await _until_waits(broker, queue.name)
                 await operator.delete(queue.name)
                 await _until_waits(broker, queue.name)

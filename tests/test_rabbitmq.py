@@ -12,13 +12,14 @@ import pytest
 from broker import topology
 from broker.amqp_address import parse_urls
 from broker.base import Broker, Outgoing
-from broker.errors import BrokerError, BrokerLost, Unreachable, Unroutable
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unreachable, Unroutable
 from broker.rabbitmq import RabbitBroker
 from broker.topology import QueueSpec
 from tests.conftest import Names
 from tests.support.hand import Hand, until
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy, proxy_to
+from tests.support.senders import Posting
 from tests.support.services import Container, RabbitProcess
 
 
@@ -329,6 +330,46 @@ async def test_a_memory_alarm_holds_publishes_back_and_lets_consumers_go_on(
         assert set(await hand.next_bodies(20)) == {b"during"}
     assert broker.reconnects == 0
     await broker.close()
+
+
+async def test_what_nobody_wants_any_more_is_neither_sent_nor_sent_again(
+    proxy: Proxy, proxied: RabbitBroker, direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    proxy.stall()  # so none is confirmed
+    sent = {name: Posting() for name in (b"sent, wanted", b"sent")}
+    for name, sender in sent.items():
+        proxied.post(to(queue, name), sender)
+    await asyncio.sleep(0)  # their bytes are written
+    proxy.refuse = True
+    proxy.cut()
+    await until(_returns(lambda: not proxied.connected))
+    late = {name: Posting() for name in (b"late, wanted", b"late")}
+    for name, sender in late.items():
+        proxied.post(to(queue, name), sender)
+    sent[b"sent"].wanted = late[b"late"].wanted = False
+    proxy.refuse = False
+    proxy.resume()
+    assert await sent[b"sent, wanted"].end() is await late[b"late, wanted"].end() is None
+    for unwanted in (sent[b"sent"], late[b"late"]):
+        assert isinstance(await unwanted.end(), BrokerError)
+    hand = Hand()
+    async with direct.consume(queue.name, 10, hand.take):
+        assert set(await hand.next_bodies(2)) == {b"sent, wanted", b"late, wanted"}
+        assert await hand.stays_empty()
+
+
+async def test_a_post_that_is_not_confirmed_in_time_or_before_the_end_is_told(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5)
+    proxy.stall()
+    late, last = Posting(), Posting()
+    broker.post(to(queue), late)
+    assert isinstance(await late.end(), BrokerLost)
+    broker.post(to(queue), last)
+    await broker.close()
+    assert isinstance(await last.end(), BrokerClosed)
+    assert len(late.ends) == len(last.ends) == 1
 
 
 def _returns(condition: Any) -> Any:

@@ -23,8 +23,9 @@ from tests.support.proxy import proxy_to
 from tests.support.rig import Rig, trajectory_of
 from tests.support.services import Container, RedisProcess
 from workers.inbox import Inbox
-from workers.owner import Ask, Owner, Replaced
+from workers.owner import Owner, Replaced
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout
+from workers.waiting import Ask
 
 Killable = RedisProcess | Container
 

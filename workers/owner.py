@@ -1,4 +1,8 @@
-"""How an owner makes calls: publish, wait for the reply, trust the journal.
+"""How an owner makes calls: post, wait for the reply, trust the journal.
+
+A call is confirmed as every message is, but nobody waits for that: the broker's word is noted when
+it comes, and wakes the caller only where it is a refusal. So a full queue is waited for, and a
+queue that is gone is an error, at once, as if the call had been published and awaited.
 
 An agent worker owns rollouts, a verifier worker owns verifications; both call models and tools the
 same way. Replies are hints that come to the worker's inbox (inbox.py); a sweep finds the ones that
@@ -16,16 +20,21 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from typing import Final
-
-import msgspec
 
 from broker import codec
 from broker.base import Broker, Outgoing
 from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
-from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unroutable
+from broker.errors import (
+    BrokerClosed,
+    BrokerError,
+    BrokerLost,
+    QueueFull,
+    Unroutable,
+    WarrenError,
+)
 from broker.journal.base import (
     EXECUTOR_LEASE_S,
     EXECUTOR_RENEW_S,
@@ -40,16 +49,14 @@ from broker.journal.base import (
     Upload,
 )
 from broker.journal.patience import patiently
-from broker.messages import Call, Reply, ReplyKind
+from broker.messages import Reply, ReplyKind
 from broker.names import new_id
 from broker.serve import publish_patiently
-from broker.topology import QueueSpec, call_queue
+from broker.topology import QueueSpec
+from workers.waiting import Ask, Waiting
 
 log = logging.getLogger(__name__)
 
-#: After a journal was lost, calls that nobody has are published again this much later. What was
-#: being executed has lost its claim too, and would run twice if it took longer than this.
-LOST_GRACE_S: Final = 30.0
 #: Calls that the broker may have lost and an executor has are looked at this often: it may die.
 WATCH_S: Final = EXECUTOR_LEASE_S
 #: Where none has it, once more after this long: what was on its way has arrived by then, and
@@ -79,81 +86,6 @@ class Nondeterministic(Exception):
         self.path = path
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One call to make: what, where to, and what it becomes when nobody answers in time."""
-
-    path: str
-    request_hash: bytes
-    exchange: str
-    key: str
-    message: Callable[..., Call]
-    """Makes the message from the fields that `Call` has."""
-    fields: Mapping[str, object]
-    """Fields of `Call` that the owner does not know: run, environment, lane."""
-    timeout_s: float
-    on_timeout: Callable[[], bytes]
-    """The packed result that says so."""
-    wait_s: float | None = None
-    """How long it may wait until somebody begins on it; None: until its deadline."""
-    on_wait: Callable[[], bytes] | None = None
-    """The packed result that says that nobody did."""
-    queue: QueueSpec | None = None
-    """Where it goes, if nobody else is sure to have declared that: models that code names."""
-
-
-class _Waiting:
-    """A call that is out."""
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.deadline = time.time() + ask.timeout_s
-        self.begin_by = time.time() + (math.inf if ask.wait_s is None else ask.wait_s)
-        """Unix seconds; infinite once it is known that somebody has begun."""
-        self.lost_at: float | None = None
-        """Loop time at which the journal that knew of this call was lost."""
-        self.published_in: float = math.inf
-        """How many reconnects there had been when the broker had it; infinite until it has."""
-        self.look_at = 0.0
-        """Loop time before which nobody need look what became of it."""
-        self.missed = False
-        """Whether the broker may have lost it, and nobody had it when we looked last."""
-        self.queue = call_queue(ask.exchange, ask.key)
-        self.trusted_until = 0.0
-        """Loop time before which it says nothing of this call that its queue is empty."""
-        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-    def may_be_lost(self, reconnects: int, at: float) -> bool:
-        """Whether, at this loop time, it is to be published again if nobody has it.
-
-        Once its journal was lost, not before whoever executed it has had time to finish.
-        """
-        if self.lost_at is None:
-            return self.missed or self.published_in < reconnects
-        return at - self.lost_at >= LOST_GRACE_S
-
-    def may_have_vanished(self, empty: Container[str], at: float) -> bool:
-        """Whether, at this loop time, it should wait in one of these queues, which are empty."""
-        return self.queue in empty and self.published_in < math.inf and self.trusted_until <= at
-
-    def left_s(self) -> float:
-        """Seconds until its deadline."""
-        return max(self.deadline - time.time(), 0.0)
-
-    def hear(self, reply: Reply) -> None:
-        if not self.reply.done():
-            self.reply.set_result(reply)
-
-    def fail(self, error: Exception) -> None:
-        if not self.reply.done():
-            self.reply.set_exception(error)
-
-    async def next_reply(self) -> Reply:
-        """Wait for one; a later reply gets a new future."""
-        reply = await self.reply
-        self.reply = asyncio.get_running_loop().create_future()
-        return reply
-
-
 class Owner:
     """One rollout or verification in this worker's hands."""
 
@@ -177,7 +109,7 @@ class Owner:
         self._deadlines = deadlines
         self._worker_id = worker_id
         self._stateful = stateful
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._declared: set[str] = set()
 
     async def call(self, ask: Ask) -> bytes:
@@ -196,12 +128,18 @@ class Owner:
         return stored.result
 
     async def _make(self, ask: Ask) -> bytes:
-        waiting = self._waiting[ask.path] = _Waiting(ask)
+        deadlines = self._deadlines
+        waiting = Waiting(self._broker, deadlines.loop, ask)
         try:
-            with self._deadlines.within(waiting.left_s()):
-                await self._publish(waiting)
-                crash_at("owner.after_publish")
-                answer = await self._answer(waiting)
+            with deadlines.within(max(ask.timeout_s, 0.0)):
+                if ask.queue is not None:
+                    await self._declare(ask.queue)
+                self._waiting[ask.path] = waiting
+                self._post(waiting)
+                try:
+                    answer = await self._answer(waiting)
+                finally:
+                    waiting.wanted = False
             crash_at("owner.after_reply")
             return answer
         except TimeoutError:
@@ -209,9 +147,19 @@ class Owner:
         except NotBegun:
             return await self._give_up(waiting, (ask.on_wait or ask.on_timeout)())
         finally:
-            del self._waiting[ask.path]
+            self._waiting.pop(ask.path, None)
 
-    async def _publish(self, waiting: _Waiting) -> None:
+    async def _declare(self, queue: QueueSpec) -> None:
+        if queue.name not in self._declared:
+            await self._broker.declare([queue])
+            self._declared.add(queue.name)
+
+    def _post(self, waiting: Waiting) -> None:
+        """Under a new carrier: should an earlier copy turn up, one of the two is dropped."""
+        waiting.sending = True
+        self._broker.post(self._message(waiting), waiting)
+
+    def _message(self, waiting: Waiting) -> Outgoing:
         ask = waiting.ask
         call = ask.message(
             rollout=self.key,
@@ -224,42 +172,58 @@ class Owner:
             deadline=waiting.deadline,
             **ask.fields,
         )
-        if ask.queue is not None and ask.queue.name not in self._declared:
-            await self._broker.declare([ask.queue])
-            self._declared.add(ask.queue.name)
-        await publish_patiently(
-            self._broker,
-            Outgoing(
-                exchange=ask.exchange,
-                key=ask.key,
-                body=codec.encode(call),
-                kind=codec.kind_of(type(call)),
-                persistent=False,
-            ),
+        return Outgoing(
+            exchange=ask.exchange,
+            key=ask.key,
+            body=codec.encode(call),
+            kind=codec.kind_of(type(call)),
+            persistent=False,
         )
-        waiting.published_in = self._broker.reconnects
 
-    async def _answer(self, waiting: _Waiting) -> bytes:
+    async def _insist(self, waiting: Waiting, refusal: WarrenError) -> None:
+        """Publish what the broker refused, where waiting or declaring again may help."""
+        waiting.refusal = None
+        try:
+            if not isinstance(refusal, QueueFull | Unroutable):
+                raise refusal
+            await publish_patiently(self._broker, self._message(waiting), after=refusal)
+            waiting.published()
+        except (BrokerLost, BrokerClosed, Unroutable):
+            raise
+        except BrokerError as e:  # its queue's node is down, say
+            if waiting.published_in == math.inf:
+                raise
+            log.warning("call not published again", extra={"rollout": self.key, "error": str(e)})
+            waiting.sending = False  # the next look finds what became of the earlier copy
+
+    async def _answer(self, waiting: Waiting) -> bytes:
         while True:
-            reply = await waiting.next_reply()
-            match reply.kind:
-                case "result" if reply.result:
-                    return reply.result
-                case "result":  # too large for a hint
-                    read = functools.partial(
-                        self._journal.result, self.key, self.run.epoch, reply.path
-                    )
-                    if result := await patiently(read):
-                        return result
-                    await patiently(self.sweep)  # it has gone: why?
-                case "journal_lost":
-                    await self._upload()
-                case "gone":
-                    raise Replaced(self.key)
-                case "mismatch":
-                    raise Nondeterministic(reply.path)
+            if waiting.refusal is not None:
+                await self._insist(waiting, waiting.refusal)
+            reply = await waiting.reply
+            if reply is not None and reply.kind == "result" and reply.result:
+                return reply.result
+            waiting.wait_on()
+            if reply is not None and (result := await self._heed(reply)):
+                return result
 
-    async def _give_up(self, waiting: _Waiting, given_up: bytes) -> bytes:
+    async def _heed(self, reply: Reply) -> bytes:
+        """Do what a reply asks for that does not hold the result; empty, or the result."""
+        match reply.kind:
+            case "result":  # too large for a hint
+                read = functools.partial(self._journal.result, self.key, self.run.epoch, reply.path)
+                if result := await patiently(read):
+                    return result
+                await patiently(self.sweep)  # it has gone: why?
+            case "journal_lost":
+                await self._upload()
+            case "gone":
+                raise Replaced(self.key)
+            case "mismatch":
+                raise Nondeterministic(reply.path)
+        return b""
+
+    async def _give_up(self, waiting: Waiting, given_up: bytes) -> bytes:
         """A deadline has passed: record that as the result, unless a real one was first."""
         ref = CallRef(
             rollout=self.key,
@@ -324,11 +288,11 @@ class Owner:
             case Overview() if seen.inbox not in ("", self._worker_id):
                 self.replaced()
             case Overview():
-                await self._resolve(open_calls, seen, reconnects, empty)
+                self._resolve(open_calls, seen, reconnects, empty)
 
-    async def _resolve(
+    def _resolve(
         self,
-        open_calls: Mapping[str, _Waiting],
+        open_calls: Mapping[str, Waiting],
         seen: Overview,
         reconnects: int,
         empty: Container[str],
@@ -343,33 +307,21 @@ class Owner:
             elif waiting.begin_by <= time.time():
                 waiting.fail(NotBegun(path))
             elif path in self._waiting and waiting.may_be_lost(reconnects, at):
-                await self._look_after(waiting, claimed=path in seen.claimed)
+                self._look_after(waiting, claimed=path in seen.claimed)
             elif waiting.may_have_vanished(empty, at) and path not in seen.claimed:
-                await self._look_after(waiting, claimed=False)
+                self._look_after(waiting, claimed=False)
 
-    async def _look_after(self, waiting: _Waiting, *, claimed: bool) -> None:
+    def _look_after(self, waiting: Waiting, *, claimed: bool) -> None:
         """The broker may have lost this call: publish it again if nobody has had it twice."""
         if waiting.missed and not claimed:
             waiting.lost_at, waiting.missed = None, False
             waiting.trusted_until = asyncio.get_running_loop().time() + VANISHED_S
-            return await self._publish_again(waiting)
+            return self._post(waiting)
         waiting.missed = not claimed
         delay_s = WATCH_S if claimed else DOUBT_S
         waiting.look_at = asyncio.get_running_loop().time() + delay_s
 
-    async def _publish_again(self, waiting: _Waiting) -> None:
-        """Under a new carrier: should the first copy turn up, one of the two is dropped."""
-        try:
-            async with asyncio.timeout(waiting.left_s()):
-                await self._publish(waiting)
-        except Unroutable as e:  # its session's worker has gone: the caller's affair
-            waiting.fail(e)
-        except (BrokerLost, BrokerClosed):
-            raise
-        except BrokerError as e:  # its queue's node is down, say: it waits for the next look
-            log.warning("call not published again", extra={"rollout": self.key, "error": str(e)})
-
-    def _noticed(self, waiting: _Waiting, kind: ReplyKind, result: bytes = b"") -> Reply:
+    def _noticed(self, waiting: Waiting, kind: ReplyKind, result: bytes = b"") -> Reply:
         path = waiting.ask.path
         return Reply(rollout=self.key, epoch=self.run.epoch, path=path, kind=kind, result=result)
 

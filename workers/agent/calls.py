@@ -21,9 +21,10 @@ from broker.messages import (
 )
 from broker.topology import MODEL, TOOL, Lane, model_key, model_queue
 from workers.agent.conversation import Conversation
-from workers.owner import Ask, Owner
+from workers.owner import Owner
 from workers.sessions import Address, SessionGone, session_key, while_alive
 from workers.spec import EnvironmentSpec, Item
+from workers.waiting import Ask
 
 
 class RolloutEnded(BaseException):

@@ -14,10 +14,11 @@ from typing import Any
 from broker import codec
 from broker.messages import CallRecord, Failure, ModelCall, ModelResult, Task, waited_too_long
 from broker.topology import MODEL, model_key, model_queue
-from workers.owner import Ask, Owner
+from workers.owner import Owner
 from workers.rewards import cause_of
 from workers.spec import Combine, Item, JudgeVerdict, Vote, message_text
 from workers.verifier.verdicts import Malformed, combined, complaint, question, read_vote
+from workers.waiting import Ask
 
 
 class JudgeFailed(Exception):

@@ -9,10 +9,11 @@ from broker.errors import TooLarge, Unroutable
 from broker.messages import Failure, Task, ToolCall, ToolResult
 from broker.serve import publish_patiently
 from broker.topology import TOOL
-from workers.owner import Ask, Owner
+from workers.owner import Owner
 from workers.rewards import PackedRollout, Scored, reward_failure
 from workers.sessions import Address, SessionGone, session_key, while_alive
 from workers.spec import RewardSpec
+from workers.waiting import Ask
 
 
 async def evaluate_at_owner(
