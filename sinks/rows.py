@@ -29,7 +29,7 @@ from broker.messages import (
 )
 from broker.trajectory import Entry, Item, Node, chain, forest, main_transcript
 from sinks import warren_part
-from sinks.tokens import fields_of
+from sinks.tokens import fields_of, listed
 from sinks.totals import RowSummary, summary_of
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ CREATE_PARAMS: Final[Mapping[str, Any]] = {
     "stream": None,
 }
 
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=listed)
 _TRUNCATED_BY: Final = ("length", "context_overflow", "content_filter")
 
 
@@ -120,7 +121,7 @@ def failed_row(result: Result, reason: str) -> RowDict:
 def encode(row: RowDict) -> Row:
     """The row as bytes. Raises NotARow for what JSON has no form for."""
     try:
-        data = msgspec.json.encode(row)
+        data = _ENCODER.encode(row)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise NotARow(f"not JSON: {e}") from e
     return Row(data, summary_of(row))

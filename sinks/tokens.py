@@ -1,4 +1,8 @@
-"""A model call's token arrays as a row has them: lists on its last output item, all or none."""
+"""A model call's token arrays as a row has them: on its last output item, all or none.
+
+They stay packed until the row is encoded, one after the other: a row's thousands of numbers as
+objects would not fit a processor's caches.
+"""
 
 import math
 from array import array
@@ -8,7 +12,7 @@ from broker.errors import WireError
 from broker.messages import ModelResult, Tokens
 from broker.trajectory import Item, Node, floats, ints
 
-TokenFields = dict[str, list[int] | list[float]]
+TokenFields = dict[str, "array[Any]"]
 
 
 def token_fields(tokens: Tokens) -> TokenFields | None:
@@ -16,8 +20,8 @@ def token_fields(tokens: Tokens) -> TokenFields | None:
     if len(tokens.generated_ids) != len(tokens.logprobs):
         return None
     try:
-        prompt, generated = _listed(ints(tokens.prompt_ids)), _listed(ints(tokens.generated_ids))
-        logprobs = _listed(floats(tokens.logprobs))
+        prompt, generated = _array(ints(tokens.prompt_ids)), _array(ints(tokens.generated_ids))
+        logprobs = _array(floats(tokens.logprobs))
     except WireError:
         return None
     # float32 values can't overflow this sum, so it is finite only if all of them are
@@ -30,9 +34,15 @@ def token_fields(tokens: Tokens) -> TokenFields | None:
     }
 
 
-def _listed(numbers: "memoryview[Any]") -> list[Any]:
-    """`numbers.tolist()`, by the loop of `array`, which takes half the time."""
-    return array(numbers.format, numbers.tobytes()).tolist()
+def listed(value: object) -> list[Any]:
+    """For encoders: what a token array is in JSON. Raises TypeError for anything else."""
+    if isinstance(value, array):
+        return value.tolist()
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+def _array(numbers: "memoryview[Any]") -> "array[Any]":
+    return array(numbers.format, numbers.tobytes())
 
 
 def _has_huge(packed: bytes) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker import codec
 from broker.messages import Failure, Result, Sampling, Task, Tokens, Trajectory, Verdict
 from sinks.rows import CREATE_PARAMS, NotARow, encode, failed_row, row_for, row_of
-from sinks.tokens import token_fields
+from sinks.tokens import listed, token_fields
 from sinks.totals import Tally, add_totals
 from tests.support.rollouts import TWO_STEPS, failed, model_call, result, said, tokens, tool_call
 
@@ -186,12 +186,14 @@ def test_token_fields_are_the_arrays_numbers_unless_a_logprob_is_not_finite(
             logprobs=logprobs.tobytes(),
         )
     )
-    whole = {
-        "prompt_token_ids": list(prompt),
-        "generation_token_ids": list(generated),
-        "generation_log_probs": list(logprobs),
+    whole: dict[str, array[Any]] = {
+        "prompt_token_ids": prompt,
+        "generation_token_ids": generated,
+        "generation_log_probs": logprobs,
     }
     assert fields == (whole if all(map(math.isfinite, logprobs)) else None)
+    if fields is not None:  # as a row has them
+        assert [listed(a) for a in fields.values()] == [list(a) for a in whole.values()]
 
 
 @pytest.mark.parametrize(
