@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from time import monotonic
 from typing import Any, Final, cast
 
 from broker.base import Broker, Delivery, Header, OnDelivery, Outgoing, QueueDepth, Sender
@@ -78,11 +79,14 @@ class MeteredBroker:
         slots, counts = self._metrics.slots.labels(family(queue)), _Counts(queue, self._metrics)
 
         def counted(delivery: Delivery) -> None:
+            (counts.again if delivery.redelivered else counts.fresh).now += 1
+            counts.in_hand.now += 1
             on_delivery(MeteredDelivery(delivery, counts))
 
         def settled(delivery: Delivery) -> None:
-            counts.delivered(delivery.redelivered)
-            counts.settled("ack", 0.0)
+            (counts.again if delivery.redelivered else counts.fresh).now += 1
+            counts.acked.now += 1
+            counts.acked_s.observe(0.0)
             on_delivery(delivery)
 
         taker = settled if prefetch is None else counted
@@ -148,30 +152,21 @@ class _Counts:
     def __init__(self, queue: str, metrics: Metrics) -> None:
         self._family = family(queue)
         self._metrics = metrics
-        self._in_hand = metrics.in_hand.labels(self._family)
-        self._delivered: dict[bool, Value] = {}
-        self._settled: dict[str, tuple[Value, Spread]] = {}
+        self.in_hand = metrics.in_hand.labels(self._family)
+        self.fresh = metrics.delivered.labels(self._family, "no")
+        self.again = metrics.delivered.labels(self._family, "yes")
+        self.acked, self.acked_s = self._ends("ack")
 
-    def delivered(self, redelivered: bool) -> None:
-        """One came."""
-        counter = self._delivered.get(redelivered)
-        if counter is None:
-            label = "yes" if redelivered else "no"
-            counter = self._metrics.delivered.labels(self._family, label)
-            self._delivered[redelivered] = counter
-        counter.now += 1
-        self._in_hand.now += 1
+    def settled(self, outcome: str, since: float) -> None:
+        """One went, otherwise than nearly all do."""
+        ended, held_s = self._ends(outcome)
+        ended.now += 1
+        held_s.observe(time.monotonic() - since)
+        self.in_hand.now -= 1
 
-    def settled(self, outcome: str, held_s: float) -> None:
-        """One went."""
-        series = self._settled.get(outcome)
-        if series is None:
-            ended = self._metrics.settled.labels(self._family, outcome)
-            series = (ended, self._metrics.held_s.labels(self._family, outcome))
-            self._settled[outcome] = series
-        series[0].now += 1
-        series[1].observe(held_s)
-        self._in_hand.now -= 1
+    def _ends(self, outcome: str) -> tuple[Value, Spread]:
+        labels = self._family, outcome
+        return self._metrics.settled.labels(*labels), self._metrics.held_s.labels(*labels)
 
 
 class MeteredDelivery:
@@ -184,7 +179,6 @@ class MeteredDelivery:
         self._delivery = delivery
         self._counts = counts
         self._since: float | None = time.monotonic()
-        counts.delivered(delivery.redelivered)
 
     @property
     def kind(self) -> str:
@@ -215,19 +209,22 @@ class MeteredDelivery:
         return self._delivery.live
 
     def ack(self) -> None:
-        delivery = self._delivery
-        if self._since is not None:
-            outcome = "ack" if delivery.live else "stale"
-            self._counts.settled(outcome, time.monotonic() - self._since)
-            self._since = None
+        delivery, since = self._delivery, self._since
+        if since is not None:
+            self._since, counts = None, self._counts
+            if delivery.live:
+                counts.acked.now += 1
+                counts.acked_s.observe(time.monotonic() - since)
+                counts.in_hand.now -= 1
+            else:
+                counts.settled("stale", since)
         delivery.ack()
 
     def give_back(self) -> None:
-        delivery = self._delivery
-        if self._since is not None:
-            outcome = "given_back" if delivery.live else "stale"
-            self._counts.settled(outcome, time.monotonic() - self._since)
+        delivery, since = self._delivery, self._since
+        if since is not None:
             self._since = None
+            self._counts.settled("given_back" if delivery.live else "stale", since)
         delivery.give_back()
 
 
@@ -267,31 +264,30 @@ class _MeteredJournal:
 def _counted(
     op: str, call: Callable[..., Awaitable[Any]], metrics: Metrics
 ) -> Callable[..., Awaitable[Any]]:
-    seconds, errors = metrics.journal_s.labels(op), metrics.journal_errors.labels(op)
-    tells = op in _ANSWERS
-    told = metrics.told.labels()
-    answers: dict[type[Any], Value] = {}
+    observe, errors = metrics.journal_s.labels(op).observe, metrics.journal_errors.labels(op)
+    told, replayed = metrics.told.labels(), metrics.replayed_calls.labels()
+    tells, answers = op in _ANSWERS, dict[type[Any], Value]()
 
     def answered(kind: type[Any]) -> Value:
         answers[kind] = metrics.journal_results.labels(op, kind.__name__.lower())
         return answers[kind]
 
     async def counted(*args: Any, **kwargs: Any) -> Any:
-        started = time.monotonic()
+        started = monotonic()
         try:
             answer = await call(*args, **kwargs)
         except WarrenError:
             errors.inc()
             raise
         finally:
-            seconds.observe(time.monotonic() - started)
+            observe(monotonic() - started)
         if tells:
             kind = type(answer)
             (answers.get(kind) or answered(kind)).now += 1
-            if kind is Run:
-                metrics.replayed_calls.labels().inc(len(answer.results))
-            elif kind is Finished and answer.told:
-                told.now += 1
+            if kind is Finished:
+                told.now += answer.told
+            elif kind is Run:
+                replayed.now += len(answer.results)
         return answer
 
     return counted

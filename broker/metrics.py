@@ -42,6 +42,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         series = AllSeries()
+        self.gather: Callable[[], None] = series.gather
+        """Count what was observed. A scrape does; without any, call it every few seconds."""
         self.registry.register(series)
 
         def counter(name: str, text: str, *labels: str) -> Series[Value]:

@@ -4,7 +4,8 @@ prometheus-client's own take a lock per change, which is 20 us of CPU per publis
 changed on the event loop only, so they need none; the client formats them when it is asked.
 """
 
-from bisect import bisect_left
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -36,25 +37,38 @@ class Value:
 
 
 class Spread:
-    """A histogram of one set of labels."""
+    """A histogram of one set of labels.
 
-    __slots__ = ("bounds", "counts", "total")
+    A value is only noted when it is observed; `gather` counts all that are, in their order. To look
+    for the bucket of each alone was the largest part of what metering cost.
+    """
+
+    __slots__ = ("_below", "_bounds", "_noted", "_total", "observe")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+        self._bounds = (*bounds, math.inf)
+        self._below = [0] * len(self._bounds)
+        """How many were at most as large as each bound."""
+        self._total = 0.0
+        self._noted: list[float] = []
+        self.observe: Callable[[float], None] = self._noted.append
+        """Note a value, which is a number."""
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def gather(self) -> None:
+        """Count what is noted: now and then, so that it stays little."""
+        noted = self._noted
+        if noted:
+            noted.sort()
+            self._total += sum(noted)
+            for n, bound in enumerate(self._bounds):
+                self._below[n] += bisect_right(noted, bound)
+            noted.clear()
 
-    def cumulative(self) -> list[tuple[str, float]]:
-        """As Prometheus wants buckets: each includes the smaller ones."""
-        bounds = [*self.bounds, float("inf")]
-        sums = [sum(self.counts[: i + 1]) for i in range(len(bounds))]
-        names = ["+Inf" if b == float("inf") else repr(float(b)) for b in bounds]
-        return [(name, float(n)) for name, n in zip(names, sums, strict=True)]
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """As Prometheus wants them, each including the smaller ones; and the sum of all values."""
+        self.gather()
+        names = [*(repr(float(bound)) for bound in self._bounds[:-1]), "+Inf"]
+        return list(zip(names, map(float, self._below), strict=True)), self._total
 
 
 S = TypeVar("S", Value, Spread)
@@ -80,6 +94,12 @@ class Series(Generic[S]):
             child = self._children[values] = self._make()
         return child
 
+    def gather(self) -> None:
+        """Count what is noted (Spread.gather)."""
+        for child in self._children.values():
+            if isinstance(child, Spread):
+                child.gather()
+
     def metric(self) -> Metric:
         """As it stands now."""
         family = self._family()
@@ -89,7 +109,7 @@ class Series(Generic[S]):
                 family.add_metric(values, child.now)
             else:
                 assert isinstance(family, HistogramMetricFamily)
-                family.add_metric(values, child.cumulative(), child.total)
+                family.add_metric(values, *child.buckets())
         return family
 
 
@@ -126,6 +146,11 @@ class AllSeries(Collector):
         )
         self._series.append(made)
         return made
+
+    def gather(self) -> None:
+        """Count what is noted (Spread.gather)."""
+        for series in self._series:
+            series.gather()
 
     def collect(self) -> Iterator[Metric]:
         return (series.metric() for series in self._series)

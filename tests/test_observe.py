@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from prometheus_client.exposition import generate_latest
 
@@ -74,6 +76,7 @@ async def test_a_metered_broker_counts_publishes_deliveries_and_how_they_end() -
         assert (first.body, first.kind, first.key) == (b"x", "task.v1", "normal.e")
         assert value(metrics, "slots", queue="task") == 7
         assert value(metrics, "in_hand", queue="task") == 1
+        assert value(metrics, "amqp_delivered_total", queue="task", redelivered="yes") == 0
         first.give_back()
         second = await arrived.get()
         assert second.redelivered
@@ -84,6 +87,26 @@ async def test_a_metered_broker_counts_publishes_deliveries_and_how_they_end() -
     for outcome in ("ack", "given_back"):
         assert value(metrics, "amqp_settled_total", queue="task", outcome=outcome) == 1
     assert value(metrics, "amqp_reconnects_total") == 0
+    await broker.close()
+
+
+async def test_a_delivery_that_the_broker_took_back_is_counted_as_stale_and_each_once() -> None:
+    metrics, node = Metrics("agent", "0"), MemoryBroker()
+    broker, queue = MeteredBroker(node, metrics), task_queue("normal", "e")
+    await broker.declare([queue])
+    await broker.publish(Outgoing(exchange=TASK.name, key=task_key("normal", "e"), body=b"x"))
+    arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    async with asyncio.timeout(10), broker.consume(queue.name, 7, arrived.put_nowait):
+        lost = await arrived.get()
+        node.break_connection()
+        again = await arrived.get()
+        for _ in range(2):
+            lost.ack()
+            again.ack()
+    for outcome in ("stale", "ack"):
+        assert value(metrics, "amqp_settled_total", queue="task", outcome=outcome) == 1
+        assert value(metrics, "work_seconds_count", queue="task", outcome=outcome) == 1
+    assert value(metrics, "in_hand", queue="task") == 0
     await broker.close()
 
 
@@ -268,6 +291,32 @@ async def test_a_histogram_is_exposed_as_prometheus_reads_it() -> None:
         "# TYPE warren_reward histogram",
     ):
         assert line in text.splitlines()
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, 2.5]) | st.floats(-1, 4), max_size=20),
+    st.sets(st.integers(0, 20)),
+)
+def test_a_histogram_counts_each_value_once_whenever_they_are_gathered(
+    values: list[float], gathered_before: set[int]
+) -> None:
+    metrics = Metrics("sink", "0")
+    for n, each in enumerate(values):
+        if n in gathered_before:
+            metrics.gather()
+        metrics.loop_lag_s.labels().observe(each)
+    for bound in (0.1, 0.25, 2.5):
+        below = value(metrics, "event_loop_lag_seconds_bucket", le=str(bound))
+        assert below == sum(each <= bound for each in values)
+    assert value(metrics, "event_loop_lag_seconds_count") == len(values)
+    assert value(metrics, "event_loop_lag_seconds_sum") == pytest.approx(sum(values))
+
+
+async def test_what_is_observed_is_gathered_though_nobody_asks_for_it() -> None:
+    metrics, gathered = Metrics("sink", "0"), asyncio.Event()
+    metrics.gather = gathered.set
+    async with asyncio.timeout(10), serving(metrics, {}, host="127.0.0.1", port=0):
+        await gathered.wait()
 
 
 def test_endpoints_of_models_are_shown_as_they_stand() -> None:

@@ -106,6 +106,7 @@ async def _measure_lag(metrics: Metrics) -> None:
         due = time.monotonic() + _LAG_EVERY_S
         await asyncio.sleep(_LAG_EVERY_S)
         metrics.loop_lag_s.labels().observe(max(time.monotonic() - due, 0.0))
+        metrics.gather()
 
 
 def checks_of(broker: Broker, runs: Runs, consuming: asyncio.Event) -> dict[str, Check]:
