@@ -85,7 +85,7 @@ def pack_json(value: object) -> bytes:
 def unpack(body: bytes) -> Any:
     """Unpack plain data within the limits. Raises Undecodable or TooLarge."""
     # where no array or map can claim much memory (as in `read`)
-    if 0xDC not in body and 0xDD not in body and 0xDF not in body and len(body) <= MAX_BODY_BYTES:
+    if 0xDD not in body and 0xDF not in body and len(body) <= MAX_BODY_BYTES:
         try:
             return _SIMPLE.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -168,9 +168,10 @@ def _framed(parts: Sequence[bytes]) -> bytes:
 def read(type_: type[T], packed: bytes) -> T:
     """Unpack and validate a value that was packed with `pack`. Raises Undecodable, TooLarge."""
     try:
-        # where no array can claim more than 15 elements, for which msgspec takes memory; sought as
-        # numbers: to look for `bytes` raises and drops a TypeError first, five times the cost
-        if 0xDC not in packed and 0xDD not in packed and len(packed) <= MAX_BODY_BYTES:
+        # where no array can claim more than 65,535 elements, for which msgspec may take half a
+        # megabyte per level, of which types have few; sought as a number: to look for `bytes`
+        # raises and drops a TypeError first, five times the cost
+        if 0xDD not in packed and len(packed) <= MAX_BODY_BYTES:
             decoded: T = _decoder(type_).decode(packed)
             return decoded
         return msgspec.convert(_unpack(packed), type_)

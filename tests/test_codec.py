@@ -1,5 +1,6 @@
 """Round trips, and bodies that somebody hostile or broken sent: bounded memory, a typed error."""
 
+import functools
 import tracemalloc
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +148,8 @@ def test_a_body_that_was_cut_is_undecodable(message: Task, keep: int) -> None:
         b"\xdb\xff\xff\xff\xff",  # 4 GB of text
         b"\xc9\x00\x00\x00\x04\x01abcd",  # an extension type
         b"\xdd\x00\x0f\xff\xff" * 200,  # nested arrays that each ask for 1 M
+        b"\xdc\xff\xff" * 200,  # and for as many as two bytes can say
+        b"\x9f" + (b"\xdc\xff\xff" * 4 + b"\x01") * 14,
         b"\x91" * 100_000,
         b"\x81\xa1a" * 100_000,
         b"\x81\x01\x02",  # a key that is no text
@@ -158,8 +161,9 @@ def test_a_body_that_was_cut_is_undecodable(message: Task, keep: int) -> None:
 )
 def test_a_hostile_body_is_refused_in_bounded_memory(body: bytes) -> None:
     tracemalloc.start()
-    with pytest.raises(WireError):
-        codec.decode(Task, body)
+    for read in (functools.partial(codec.decode, Task), codec.unpack):
+        with pytest.raises(WireError):
+            read(body)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * 1024 * 1024
