@@ -13,6 +13,7 @@ from pamqp import base, commands, frame
 
 from broker import amqp_frames as frames
 from broker.amqp_link import Link
+from broker.base import Outgoing
 
 _CONTENT: Final = frozenset({frames.BASIC_DELIVER, frames.BASIC_RETURN})
 _CONFIRMS: Final = frozenset({frames.BASIC_ACK, frames.BASIC_NACK})
@@ -65,6 +66,15 @@ class Channel:
         """Send what has no answer."""
         if self.died is None:
             self._wire.write([frame.marshal(request, self.number)])
+
+    def publish(self, message: Outgoing, message_id: bytes, *, mandatory: bool) -> None:
+        """Send a message. Raises ValueError where it can't be put into frames."""
+        frame_max = self._link.frame_max
+        self._wire.write(
+            frames.publish(
+                self.number, message, message_id, mandatory=mandatory, frame_max=frame_max
+            )
+        )
 
     def close(self) -> None:
         """Close without waiting: what is unsettled goes back to its queue."""

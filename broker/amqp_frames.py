@@ -73,13 +73,11 @@ def publish(
 ) -> list[bytes]:
     """A whole message as the pieces of one write. Nothing may come between them on its channel."""
     body, room = message.body, frame_max - FRAME_OVERHEAD
-    pieces = [
-        _publish_frame(channel, message.exchange, message.key, mandatory),
-        _header_frame(channel, message, message_id),
-    ]
+    method = _publish_frame(channel, message.exchange, message.key, mandatory)
+    header = _header_frame(channel, message, message_id)
     if 0 < len(body) <= room:
-        pieces += (_FRAME.pack(BODY, channel, len(body)), body, END)
-        return pieces
+        return [method, header, _FRAME.pack(BODY, channel, len(body)), body, END]
+    pieces = [method, header]
     for start in range(0, len(body), room):
         part = body[start : start + room]
         pieces += (_FRAME.pack(BODY, channel, len(part)), part, END)
@@ -178,8 +176,7 @@ def _publish_frame(channel: int, exchange: str, key: str, mandatory: bool) -> by
 
 
 def _header_frame(channel: int, message: Outgoing, message_id: bytes) -> bytes:
-    flags = _HAS_MODE | _HAS_TYPE
-    table = expiration = named = b""
+    flags, table, expiration = _HAS_MODE | _HAS_TYPE, b"", b""
     if message.headers:
         flags |= _HAS_HEADERS
         table = encode.field_table(dict(message.headers))
@@ -188,13 +185,14 @@ def _header_frame(channel: int, message: Outgoing, message_id: bytes) -> bytes:
         expiration = _short(b"%d" % max(message.expires_s * 1000, 0))
     if message_id:
         flags |= _HAS_ID
-        named = _short(message_id)
-    mode = b"\x02" if message.persistent else b"\x01"
-    properties = b"".join((table, mode, expiration, named, _short(message.kind.encode()), END))
+        message_id = _short(message_id)
+    mode = 2 if message.persistent else 1
+    kind = _short(message.kind.encode())
+    properties = b"%b%c%b%b%b\xce" % (table, mode, expiration, message_id, kind)
     size = 13 + len(properties)
     head = _HEADER.pack(HEADER, channel, size, _BASIC, 0, len(message.body), flags)
     return head + properties
 
 
 def _short(text: bytes) -> bytes:
-    return bytes((len(text),)) + text
+    return b"%c%b" % (len(text), text)

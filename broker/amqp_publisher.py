@@ -114,8 +114,12 @@ class Publisher:
         """The sender hears when it is confirmed."""
         if self._closed:
             return sender.on_end(BrokerClosed("this broker connection was closed"))
-        self._backlog.append(_Pending(message, sender))
-        self.pump()
+        pending, channel = _Pending(message, sender), self._channel
+        if channel is not None and not self._backlog and channel.has_room():
+            channel.send(pending, self._clock_s)
+        else:
+            self._backlog.append(pending)
+            self.pump()
 
     def hint(self, message: Outgoing) -> None:
         """Send without confirmation; while the socket is full a bounded lot of them waits."""
@@ -133,11 +137,9 @@ class Publisher:
         try:
             if self._hints is None or self._hints.died is not None:
                 self._hints = Channel(link)
-            pieces = _pieces(link, self._hints.number, message, b"", mandatory=False)
+            self._hints.publish(message, b"", mandatory=False)
         except (ChannelDied, ValueError) as e:
             self._lose_hint(str(e))
-        else:
-            link.wire.write(pieces)
 
     def _lose_hint(self, why: str) -> None:
         if not self._lost_hints:
@@ -162,13 +164,10 @@ class Publisher:
             log.warning("replies were dropped", extra={"count": self._lost_hints})
             self._lost_hints = 0
         channel = self._channel or self._open_channel(link)
-        while self._backlog and channel is not None and not link.wire.full:
-            if len(channel.unconfirmed) >= WINDOW:
-                return
+        while self._backlog and channel is not None and channel.has_room():
             pending = self._backlog.popleft()
             if pending.is_due():
-                pending.since_s = self._clock_s
-                channel.send(link, pending)
+                channel.send(pending, self._clock_s)
 
     def on_room(self) -> None:
         """The window has room again."""
@@ -242,15 +241,20 @@ class _ConfirmChannel(Channel):
         super().__init__(link)
         self._send(commands.Confirm.Select())
 
-    def send(self, link: Link, pending: _Pending) -> None:
+    def has_room(self) -> bool:
+        """Whether one more may be sent now."""
+        wire = self._wire
+        return len(self.unconfirmed) < WINDOW and not (wire.full or wire.blocked or wire.lost)
+
+    def send(self, pending: _Pending, now_s: float) -> None:
         tag = self._last_tag + 1
+        pending.since_s = now_s
         try:
-            pieces = _pieces(link, self.number, pending.message, b"%d" % tag, mandatory=True)
+            self.publish(pending.message, b"%d" % tag, mandatory=True)
         except ValueError as e:
             return pending.end(BrokerError(str(e)))
         self._last_tag = tag
         self.unconfirmed[tag] = pending
-        link.wire.write(pieces)
 
     def on_return(self, header: bytes) -> None:
         pending = self.unconfirmed.get(int(frames.properties(header).message_id))
@@ -258,34 +262,18 @@ class _ConfirmChannel(Channel):
             pending.end(Unroutable(pending.message.exchange, pending.message.key))
 
     def on_confirm(self, tag: int, multiple: bool, taken: bool) -> None:
-        if not multiple:
-            self._settle(tag, taken)
-        else:
-            for earlier in list(takewhile(tag.__ge__, self.unconfirmed)):
-                self._settle(earlier, taken)
+        for each in list(takewhile(tag.__ge__, self.unconfirmed)) if multiple else (tag,):
+            pending = self.unconfirmed.pop(each, None)
+            if pending is not None:
+                pending.end(None if taken else _full(pending.message))
         self._publisher.on_room()
-
-    def _settle(self, tag: int, taken: bool) -> None:
-        pending = self.unconfirmed.pop(tag, None)
-        if pending is None:
-            return
-        if taken:
-            pending.end(None)
-        else:
-            message = pending.message
-            text = f"a queue behind {message.exchange!r}, key {message.key!r}, is full"
-            pending.end(QueueFull(text))
 
     def on_died(self, why: ChannelDied) -> None:
         self._publisher.on_died(self, why)
 
 
-def _pieces(
-    link: Link, number: int, message: Outgoing, message_id: bytes, *, mandatory: bool
-) -> list[bytes]:
-    return frames.publish(
-        number, message, message_id, mandatory=mandatory, frame_max=link.frame_max
-    )
+def _full(message: Outgoing) -> QueueFull:
+    return QueueFull(f"a queue behind {message.exchange!r}, key {message.key!r}, is full")
 
 
 def _blame(pending: _Pending, why: ChannelDied) -> BrokerError | TooLarge | None:

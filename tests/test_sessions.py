@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from broker.base import QueueDepth
+from broker.memory import MemoryBroker
 from broker.messages import ModelCall
 from tests.support.rig import Rig, tool_call, trajectory_of
 from tests.support.tool_rig import ToolRig, whole_rig
 from warren import Environment, Rollout
+from workers.sessions import Address, while_alive
 from workers.spec import Item
 from workers.tool.worker import ToolWorker
 
@@ -264,3 +267,21 @@ def test_mistakes_about_sessions_are_named_at_load() -> None:
 
     with pytest.raises(Exception, match="it can't be isolated"):
         env.spec()
+
+
+async def test_the_broker_is_not_asked_for_the_session_of_a_call_that_is_answered_soon() -> None:
+    class Asked(MemoryBroker):
+        asked = 0
+
+        async def depth(self, queue: str) -> QueueDepth | None:
+            self.asked += 1
+            return await super().depth(queue)
+
+    async def answer() -> bytes:
+        await asyncio.sleep(0)
+        return b"42"
+
+    broker = Asked()
+    address = Address(worker="w", boot="b", session="s", lease_s=60.0)
+    assert await while_alive(broker, address, answer()) == b"42"
+    assert broker.asked == 0

@@ -53,7 +53,7 @@ from broker.messages import Reply, ReplyKind
 from broker.names import new_id
 from broker.serve import publish_patiently
 from broker.topology import QueueSpec
-from workers.waiting import Ask, Waiting
+from workers.waiting import Ask, Waiting, waiting_for
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Owner:
 
     async def _make(self, ask: Ask) -> bytes:
         deadlines = self._deadlines
-        waiting = Waiting(self._broker, deadlines.loop, ask)
+        waiting = waiting_for(ask, self._broker, deadlines.loop)
         try:
             with deadlines.within(max(ask.timeout_s, 0.0)):
                 if ask.queue is not None:

@@ -71,9 +71,9 @@ async def _until_gone(broker: Broker, address: Address, grace_s: float) -> None:
     clock = asyncio.get_running_loop().time
     seen = clock()
     while clock() - seen <= grace_s:
+        await asyncio.sleep(_LOOK_S)  # a queue that is gone already takes no call
         depth = await broker.depth(queue)
         if depth is None:
             return
         if depth.consumers:
             seen = clock()
-        await asyncio.sleep(_LOOK_S)

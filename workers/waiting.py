@@ -45,34 +45,33 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Where it goes, if nobody else is sure to have declared that: models that code names."""
 
 
-class Waiting:
+class Waiting(msgspec.Struct, eq=False):
     """A call that is out (base.Sender)."""
 
-    def __init__(self, broker: Broker, loop: asyncio.AbstractEventLoop, ask: Ask) -> None:
-        now = time.time()
-        self.ask = ask
-        self.deadline = now + ask.timeout_s
-        self.begin_by = math.inf if ask.wait_s is None else now + ask.wait_s
-        """Unix seconds; infinite once it is known that somebody has begun."""
-        self.lost_at: float | None = None
-        """Loop time at which the journal that knew of this call was lost."""
-        self.published_in: float = math.inf
-        """How many reconnects there had been when the broker confirmed it; infinite until then."""
-        self.sending = True
-        """Whether its newest copy is neither confirmed nor refused."""
-        self.refusal: WarrenError | None = None
-        """Why the broker did not take it. Kept apart from replies, which may get lost."""
-        self.wanted = True
-        """Until it has its answer."""
-        self.look_at = 0.0
-        """Loop time before which nobody need look what became of it."""
-        self.missed = False
-        """Whether the broker may have lost it, and nobody had it when we looked last."""
-        self.trusted_until = 0.0
-        """Loop time before which it says nothing of this call that its queue is empty."""
-        self.reply: asyncio.Future[Reply | None] = loop.create_future()
-        self._loop = loop
-        self._broker = broker
+    ask: Ask
+    broker: Broker
+    loop: asyncio.AbstractEventLoop
+    deadline: float
+    """Unix seconds."""
+    begin_by: float
+    """Unix seconds; infinite once it is known that somebody has begun."""
+    reply: asyncio.Future[Reply | None]
+    lost_at: float | None = None
+    """Loop time at which the journal that knew of this call was lost."""
+    published_in: float = math.inf
+    """How many reconnects there had been when the broker confirmed it; infinite until then."""
+    sending: bool = True
+    """Whether its newest copy is neither confirmed nor refused."""
+    refusal: WarrenError | None = None
+    """Why the broker did not take it. Kept apart from replies, which may get lost."""
+    wanted: bool = True
+    """Until it has its answer."""
+    look_at: float = 0.0
+    """Loop time before which nobody need look what became of it."""
+    missed: bool = False
+    """Whether the broker may have lost it, and nobody had it when we looked last."""
+    trusted_until: float = 0.0
+    """Loop time before which it says nothing of this call that its queue is empty."""
 
     @property
     def queue(self) -> str:
@@ -106,7 +105,7 @@ class Waiting:
     def published(self) -> None:
         """The broker has it."""
         self.sending = False
-        self.published_in = self._broker.reconnects
+        self.published_in = self.broker.reconnects
         crash_at("owner.after_publish")
 
     def hear(self, reply: Reply | None) -> None:
@@ -120,4 +119,11 @@ class Waiting:
 
     def wait_on(self) -> None:
         """That was not its end: what comes from now on is heard too."""
-        self.reply = self._loop.create_future()
+        self.reply = self.loop.create_future()
+
+
+def waiting_for(ask: Ask, broker: Broker, loop: asyncio.AbstractEventLoop) -> Waiting:
+    """A call that is about to be posted."""
+    now = time.time()
+    begin_by = math.inf if ask.wait_s is None else now + ask.wait_s
+    return Waiting(ask, broker, loop, now + ask.timeout_s, begin_by, loop.create_future())

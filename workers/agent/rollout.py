@@ -26,6 +26,7 @@ from workers.sessions import SessionGone
 from workers.spec import EnvironmentSpec
 
 _TRACEBACK_LINES: Final = 8
+_ROW: Final = msgspec.json.Decoder(dict[str, Any])
 _OURS = (Replaced, SessionGone, BrokerError, JournalUnavailable)
 
 
@@ -74,7 +75,7 @@ class _End(msgspec.Struct, frozen=True):
 async def run_rollout(owner: Owner, task: Task, spec: EnvironmentSpec, watch: Watch) -> Trajectory:
     """Run the environment's agent. Raises only what is not the rollout's fault."""
     try:
-        row: Mapping[str, Any] = msgspec.json.decode(task.row, type=dict[str, Any])
+        row: Mapping[str, Any] = _ROW.decode(task.row)
     except msgspec.DecodeError as e:
         return failed_trajectory(owner, task, Failure(kind="agent", message=f"bad row: {e}"))
     started_at = time.time()
