@@ -1,6 +1,7 @@
 """Awaits user code for a limited time: it can neither end the loop nor outstay its cancellation."""
 
 import asyncio
+import inspect
 import traceback
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
@@ -34,10 +35,10 @@ async def within(timeout_s: float, work: Awaitable[Any]) -> Any:
             raise Overdue(ended=await _ends(task, CLEANUP_S))
     finally:
         if task.done():
-            _forget(task)
+            _forget(task, work)
         else:
             task.cancel()
-            task.add_done_callback(_forget)
+            task.add_done_callback(lambda ended: _forget(ended, work))
     if task.cancelled():
         raise RuntimeError("it cancelled itself")
     try:
@@ -89,10 +90,12 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".encode(errors="replace").decode()
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
+def _forget(task: asyncio.Future[Any], work: Awaitable[Any]) -> None:
     """Nobody reads what comes after the timeout."""
     if not task.cancelled():
         task.exception()
+    elif inspect.iscoroutine(work):  # cancelled before it began: Python would warn of it
+        work.close()
 
 
 def last_lines(error: BaseException) -> str:
