@@ -19,7 +19,7 @@ from pamqp import commands
 from broker import amqp_frames as frames
 from broker.amqp_channel import Channel, ChannelDied
 from broker.amqp_link import Link
-from broker.base import Outgoing, Sender
+from broker.base import AGAIN_HEADER, Outgoing, Sender
 from broker.errors import (
     BrokerClosed,
     BrokerError,
@@ -215,6 +215,7 @@ class Publisher:
             pending.deaths += why.code != 0
             error = _blame(pending, why)
             if error is None:
+                pending.message = _again(pending.message)
                 again.append(pending)
             else:
                 pending.end(error)
@@ -274,6 +275,11 @@ class _ConfirmChannel(Channel):
 
 def _full(message: Outgoing) -> QueueFull:
     return QueueFull(f"a queue behind {message.exchange!r}, key {message.key!r}, is full")
+
+
+def _again(message: Outgoing) -> Outgoing:
+    """The broker may have taken it all the same: only its word was lost."""
+    return msgspec.structs.replace(message, headers={**message.headers, AGAIN_HEADER: 1})
 
 
 def _blame(pending: _Pending, why: ChannelDied) -> BrokerError | TooLarge | None:

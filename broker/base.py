@@ -7,7 +7,7 @@ from a `Delivery` to more `Outgoing`s.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,9 @@ from broker.errors import WarrenError
 from broker.topology import QueueSpec
 
 Header = str | int
+
+#: On a message of which another copy may be under way: its publisher does not know, or died.
+AGAIN_HEADER: Final = "warren-again"
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -126,8 +129,8 @@ class Broker(Protocol):
         """Return once the broker has taken the message over. Concurrent calls are pipelined.
 
         A connection that breaks meanwhile is waited for and the message published again, so a
-        message may arrive twice, and is never lost. A caller that is cancelled does not know
-        whether it arrived.
+        message may arrive twice, the second time with AGAIN_HEADER, and is never lost. A caller
+        that is cancelled does not know whether it arrived.
 
         Where no queue takes it any more, what this connection declared is declared again, once.
 

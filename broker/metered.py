@@ -229,7 +229,7 @@ class MeteredDelivery:
 
 
 #: Operations whose answer is counted too: they tell replays, duplicates, mismatches, losses.
-_ANSWERS: Final = frozenset({"take", "begin", "finish"})
+_ANSWERS: Final = frozenset({"take", "begin", "finish", "keep_first"})
 
 
 def metered_journal(journal: Journal, metrics: Metrics) -> Journal:

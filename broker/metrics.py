@@ -80,7 +80,7 @@ class Metrics:
             "journal_op_seconds", "Operations of the journal.", _FAST_S, "op"
         )
         self.journal_results = counter(
-            "journal_results", "What take, begin and finish answered.", "op", "result"
+            "journal_results", "What take, begin, finish and keep_first answered.", "op", "result"
         )
         self.journal_errors = counter("journal_errors", "Operations that failed.", "op")
         self.replayed_calls = counter(

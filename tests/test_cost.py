@@ -123,7 +123,7 @@ def _sampled(items: list[Item], continues: bool) -> ModelResult:
 async def rig(
     operations: Counter[str], journal: Journal | None = None
 ) -> AsyncGenerator[tuple[Rig, CountingNode], None]:
-    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks)])
+    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks, needs_ctx=False)])
     made = Rig(spec, plays, {"get_weather": lambda arguments: "4 degrees, snow"})
     node = CountingNode()
     made.node = MemoryBroker(node)
@@ -167,7 +167,7 @@ async def test_over_redis_replies_are_no_messages_and_no_operations_either(
         "result.v1": 1,
     }
     operations.pop("look", None)
-    assert sum(operations.values()) / ROLLOUTS == 10
+    assert sum(operations.values()) / ROLLOUTS == 9
 
 
 async def test_over_redis_tokens_are_no_replies_through_the_broker_but_one_read_each(
@@ -184,25 +184,26 @@ async def test_over_redis_tokens_are_no_replies_through_the_broker_but_one_read_
     assert "reply.v1" not in node.messages
     operations.pop("look", None)
     assert operations["result"] / ROLLOUTS == 2
-    assert sum(operations.values()) / ROLLOUTS == 12
+    assert sum(operations.values()) / ROLLOUTS == 11
 
 
-async def test_a_rollout_of_three_calls_is_ten_journal_operations() -> None:
+async def test_a_rollout_of_three_calls_is_nine_journal_operations() -> None:
     operations: Counter[str] = Counter()
     async with rig(operations) as (made, _):
         await made.submit(*range(ROLLOUTS))
         await made.wait(ROLLOUTS)
     operations.pop("look", None)  # sweeps come by the clock, not by the rollout
     assert {name: count / ROLLOUTS for name, count in operations.items()} == {
-        "take": 2,  # the rollout's and its verifier's
+        "take": 1,
         "begin": 3,
-        "finish": 4,  # three calls and the verdict
+        "finish": 3,
         "ended": 1,
+        "keep_first": 1,  # the verdict
     }
 
 
 async def test_what_the_first_rollouts_need_is_declared_once_though_they_come_all_at_once() -> None:
-    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks)])
+    spec = EnvironmentSpec(name="e", rewards=[RewardSpec("r", 1.0, _full_marks, needs_ctx=False)])
     made = Rig(spec, plays, {"get_weather": lambda arguments: "4 degrees, snow"})
     declared: Counter[str] = Counter()
     made.node = CountingBroker(MemoryNode(), declared)

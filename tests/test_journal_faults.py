@@ -74,6 +74,7 @@ async def test_whatever_changes_a_record_in_redis_puts_its_end_off(
         lambda: journal.begin(call(run, key)),
         lambda: journal.finish(call(run, key), b"result"),
         lambda: journal.ended(key, run.epoch),
+        lambda: journal.keep_first(key, "1", b"request", b"result"),
     ]
     async with Redis.from_url(killable_redis.url) as client:
         for change in changes:

@@ -11,7 +11,7 @@ import pytest
 
 from broker import topology
 from broker.amqp_address import parse_urls
-from broker.base import Broker, Outgoing
+from broker.base import AGAIN_HEADER, Broker, Outgoing
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unreachable, Unroutable
 from broker.rabbitmq import RabbitBroker
 from broker.topology import QueueSpec
@@ -90,13 +90,20 @@ async def test_publishing_through_cuts_after_every_k_bytes_loses_nothing(
     await everything_in(direct, queue, set(bodies))
 
 
-async def test_a_confirm_that_is_lost_makes_us_publish_again(
+async def test_a_confirm_that_is_lost_makes_us_publish_again_and_say_so(
     proxy: Proxy, proxied: RabbitBroker, direct: RabbitBroker, queue: QueueSpec
 ) -> None:
     proxy.lose_next_answer()
     await proxied.publish(to(queue, b"sure"))
     assert proxied.reconnects > 0
-    await everything_in(direct, queue, {b"sure"})
+    hand = Hand()
+    async with direct.consume(queue.name, 10, hand.take):
+        first, second = await hand.next(), await hand.next()
+        assert (first.body, first.redelivered, first.headers) == (b"sure", False, {})
+        assert (second.body, second.redelivered) == (b"sure", False)
+        assert second.headers == {AGAIN_HEADER: 1}
+        first.ack()
+        second.ack()
 
 
 async def test_publishes_that_are_cancelled_at_random_never_get_another_ones_confirm(

@@ -12,7 +12,7 @@ import asyncio
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.base import Outgoing
-from broker.errors import BrokerClosed, JournalUnavailable
+from broker.errors import BrokerClosed
 from broker.journal.base import Journal
 from broker.journal.memory import MemoryTable
 from broker.memory import MemoryBroker
@@ -29,6 +29,7 @@ from broker.names import new_worker_id
 from broker.serve import Source, serve
 from broker.topology import LANES, model_queue, tool_queue
 from broker.trajectory import forest, main_transcript
+from tests.support.mortal import Mortal
 from tests.support.rig import Rig, message, tool_call, trajectory_of
 from tests.support.virtual_time import VirtualTimeLoop
 from workers.agent.worker import AgentSettings, AgentWorker
@@ -65,7 +66,10 @@ async def _score(rollout: Rollout, ctx: object) -> float:
     return 0.5 if rollout.answer == "2 4" else 0.25
 
 
-SPEC: Final = EnvironmentSpec(name="env", rewards=[RewardSpec("score", 1.0, _score)])
+def _spec(plain: bool) -> EnvironmentSpec:
+    return EnvironmentSpec(
+        name="env", rewards=[RewardSpec("score", 1.0, _score, needs_ctx=not plain)]
+    )
 
 
 def _answer(items: list[Item], call: ModelCall) -> list[Item]:
@@ -73,28 +77,6 @@ def _answer(items: list[Item], call: ModelCall) -> list[Item]:
     if len(outputs) == TOOL_CALLS:
         return [message(" ".join(outputs))]
     return [tool_call("double", f"c{len(outputs)}", x=len(outputs) + 1)]
-
-
-class Mortal:
-    """A process's way to the journal: it ends with the process."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self.dead = False
-        self.leases: set[str] = set()
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        operation = getattr(self._journal, name)
-
-        async def ask(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0)
-            if self.dead:
-                raise JournalUnavailable("this process is dead")
-            if name == "renew_lease":
-                self.leases.add(args[0])
-            return await operation(*args, **kwargs)
-
-        return ask
 
 
 class Careless(MemoryBroker):
@@ -143,13 +125,15 @@ class Process:
             await stack.enter_async_context(self.executor.open())
             model, tool = rig.model_handler(self.executor), rig.tool_handler(self.executor)
             models = [Source(model_queue(lane, "m"), 3, model, "model") for lane in LANES]
-            return [*models, Source(tool_queue(SPEC.name), 3, tool, "tool")]
+            return [*models, Source(tool_queue(rig.spec.name), 3, tool, "tool")]
         inbox = Inbox(self.broker, journal, new_worker_id(self.kind), sweep_s=1.0)
         await stack.enter_async_context(inbox.open())
         if self.kind == "verifier":
-            return VerifierWorker(self.broker, journal, inbox, {SPEC.name: SPEC}).sources()
+            return VerifierWorker(self.broker, journal, inbox, {rig.spec.name: rig.spec}).sources()
         numbers = AgentSettings(slots=2, lanes=(*LANES, "suspect"))
-        worker = AgentWorker(self.broker, journal, rig.runs, inbox, {SPEC.name: SPEC}, numbers)
+        worker = AgentWorker(
+            self.broker, journal, rig.runs, inbox, {rig.spec.name: rig.spec}, numbers
+        )
         await stack.enter_async_context(worker.open())
         return worker.sources()
 
@@ -178,7 +162,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.rig = Rig(SPEC, self._model, {"double": self._double})
+        self.rig = Rig(_spec(plain=seed % 2 == 0), self._model, {"double": self._double})
         self.processes: list[Process] = []
         self.forgiven = 0
         self.flushed = False

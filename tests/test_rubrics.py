@@ -68,10 +68,10 @@ async def test_correctness_is_a_check_in_a_thread() -> None:
         seen.append(threading.current_thread())
         return right(rollout)
 
-    assert await correctness(check)(rollout("4"), NOBODY) == 1.0
-    assert await correctness(check)(rollout("5"), NOBODY) == 0.0
+    assert await correctness(check)(rollout("4")) == 1.0
+    assert await correctness(check)(rollout("5")) == 0.0
     assert threading.main_thread() not in seen
-    assert await correctness(lambda r: 0.25)(rollout(), NOBODY) == 0.25
+    assert await correctness(lambda r: 0.25)(rollout()) == 0.25
 
 
 async def test_quality_asks_a_judge_with_the_fields_that_the_template_has() -> None:
@@ -102,7 +102,7 @@ async def test_quality_asks_a_judge_with_the_fields_that_the_template_has() -> N
 async def test_efficiency_is_the_part_of_the_budget_that_is_left(
     budget: dict[str, int], steps: int, tokens: int, expected: float
 ) -> None:
-    assert await efficiency(**budget)(rollout(steps=steps, tokens=tokens), NOBODY) == expected
+    assert await efficiency(**budget)(rollout(steps=steps, tokens=tokens)) == expected
 
 
 async def test_a_hybrid_is_named_components_of_an_environment() -> None:
@@ -128,7 +128,7 @@ async def test_a_hybrid_is_named_components_of_an_environment() -> None:
 
 async def test_behind_a_gate_nothing_pays_where_the_answer_is_wrong() -> None:
     judge = Judge(kind=1.0)
-    parts = {
+    parts: dict[str, tuple[float, Any]] = {
         "correct": (0.6, correctness(right)),
         "kind": (0.4, quality("{answer}", {"kind": "it is kind"})),
     }

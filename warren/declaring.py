@@ -80,6 +80,7 @@ def reward_spec(
         timeout_s=float(timeout_s),
         isolated=isolated,
         needs_session="session" in parameters_of(function),
+        needs_ctx=len(parameters_of(function)) > 1 and "session" not in parameters_of(function),
     )
 
 

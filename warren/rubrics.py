@@ -30,14 +30,15 @@ from warren.checks import where
 from workers.spec import Combine, Rollout, VerifierContext, message_text
 from workers.threads import Threads
 
+Plain = Callable[[Rollout], Awaitable[float]]
 Reward = Callable[[Rollout, VerifierContext], Awaitable[float]]
-"""What the functions here make."""
+"""What the functions here make: who does not ask for `ctx` costs a verifier less."""
 
 AnyReward = Callable[..., Any]
 """A reward function as authors write it: of `rollout`, or `async` of `rollout` and `ctx`."""
 
 
-def correctness(check: Callable[[Rollout], bool | float]) -> Reward:
+def correctness(check: Callable[[Rollout], bool | float]) -> Plain:
     """1 where `check` says True, 0 where it says False; a share between them as it is.
 
     `check` runs in a thread, like every reward that is not `async`. What it raises is a failed
@@ -48,7 +49,7 @@ def correctness(check: Callable[[Rollout], bool | float]) -> Reward:
         raise ValueError(f"{where(check)}: a check takes the rollout, and nothing else")
     call = caller(check, Threads())
 
-    async def correct(rollout: Rollout, ctx: VerifierContext) -> float:
+    async def correct(rollout: Rollout) -> float:
         return float(await call(**{names[0]: rollout}))
 
     return correct
@@ -87,7 +88,7 @@ def quality(
     return judged
 
 
-def efficiency(*, steps: int | None = None, tokens: int | None = None) -> Reward:
+def efficiency(*, steps: int | None = None, tokens: int | None = None) -> Plain:
     """1 for the least that is possible, falling to 0 where the whole budget is used.
 
     Args:
@@ -99,7 +100,7 @@ def efficiency(*, steps: int | None = None, tokens: int | None = None) -> Reward
     if (steps is not None and steps < 2) or (tokens is not None and tokens < 1):
         raise ValueError(f"steps={steps} must be 2 or more, tokens={tokens} 1 or more")
 
-    async def efficient(rollout: Rollout, ctx: VerifierContext) -> float:
+    async def efficient(rollout: Rollout) -> float:
         used = [0.0]
         if steps is not None:
             used.append((rollout.steps - 1) / (steps - 1))

@@ -63,13 +63,13 @@ class Inbox:
             await parting(self._journal.end_lease(self.worker_id))
             await parting(self._broker.delete(queue.name))
 
-    async def take(self, key: str, *, counts: bool = True) -> Taken:
+    async def take(self, key: str, *, uncounted: int = 0) -> Taken:
         """Take a rollout; an owner whose process is gone is not waited for.
 
         A dead process closes its connection at once, long before its lease runs out.
         """
         while True:
-            taken = await self._journal.take(key, self.worker_id, counts=counts)
+            taken = await self._journal.take(key, self.worker_id, uncounted=uncounted)
             if not isinstance(taken, Owned) or await self._is_consuming(taken.inbox):
                 return taken
             await self._journal.end_lease(taken.inbox)

@@ -15,7 +15,14 @@ from broker.errors import BrokerError, JournalUnavailable
 from broker.messages import Failure, Packed, Status, Usage
 from workers.limited import Overdue, described, last_lines, within
 from workers.owner import Nondeterministic, Replaced
-from workers.spec import EnvironmentSpec, Item, RewardSpec, Rollout, VerifierContext
+from workers.spec import (
+    EnvironmentSpec,
+    Item,
+    JudgeVerdict,
+    RewardSpec,
+    Rollout,
+    VerifierContext,
+)
 
 #: What is not a verifier's fault.
 OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
@@ -81,6 +88,25 @@ def rollout_with(
         steps=packed.steps,
         usage=packed.usage,
     )
+
+
+class NoJudge:
+    """For rewards that get no `ctx` (checked when their environment is loaded)."""
+
+    async def judge(
+        self, prompt: str | Sequence[Item], *, model: str | None = None, **options: Any
+    ) -> str:
+        raise RuntimeError("a reward that takes no ctx can't ask a judge")
+
+    async def verdict(
+        self,
+        template: str,
+        fields: Mapping[str, object],
+        *,
+        criteria: Mapping[str, str],
+        **options: Any,
+    ) -> JudgeVerdict:
+        raise RuntimeError("a reward that takes no ctx can't ask a judge")
 
 
 async def evaluate(

@@ -87,6 +87,8 @@ class RewardSpec:
     """Always runs in a process of its own, which is killed at the timeout."""
     needs_session: bool = False
     """Runs where the rollout's sticky session lives; `Rollout.session` is the live object."""
+    needs_ctx: bool = True
+    """Whether it looks at its context at all, and so may ask a judge."""
 
 
 @dataclass(frozen=True, slots=True)

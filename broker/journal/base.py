@@ -63,6 +63,11 @@ class Run(msgspec.Struct, frozen=True):
     ended: bool = False
     """Its agent has finished before: replaying costs nothing."""
 
+    @property
+    def begun_before(self) -> bool:
+        """Whether somebody has had this attempt before and left a trace of it."""
+        return self.idle_takes > 1 or bool(self.results) or self.ended
+
 
 class Owned(msgspec.Struct, frozen=True):
     """Another *living* worker owns it: hand the task to that worker's held queue."""
@@ -198,11 +203,14 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
 class Journal(Tells, Protocol):
     """See the module's docstring. All names of rollouts are journal keys."""
 
-    async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
+    async def take(
+        self, rollout: str, inbox: str, *, counts: bool = True, uncounted: int = 0
+    ) -> Taken:
         """Become the owner; a record that is absent is made, with a new epoch, attempt 1.
 
         Owned only if another inbox owns it *and* its lease is alive. `counts=False` leaves
-        `idle_takes` as it is (a worker's own moved copy came back to it).
+        `idle_takes` as it is (a worker's own moved copy came back to it). A record that is made
+        begins with `uncounted` more: who had it in hand before and left no record (`keep_first`).
         """
         ...
 
@@ -239,6 +247,17 @@ class Journal(Tells, Protocol):
         `state_version`, which then grows by one; otherwise (somebody else moved it: this
         executor was replaced) -> Gone, nothing stored. Gone too where the path was claimed or
         finished with another request, which only a journal that was rolled back can show.
+        """
+        ...
+
+    async def keep_first(
+        self, rollout: str, path: str, request_hash: bytes, result: bytes
+    ) -> Stored | Committed:
+        """Store a result that was worked out without owning anything, unless there is one here.
+
+        What is there then, ours or the first one, whatever was asked for it. For work that needs
+        no calls: it is `take` and `finish` in one, made when it is done. Whoever owns the record
+        keeps it; one that is absent is made, with a new epoch, attempt 1. Counts as progress.
         """
         ...
 

@@ -12,10 +12,12 @@ from broker.journal.base import (
     LEASE_S,
     Begun,
     CallRef,
+    Committed,
     Finished,
     Gone,
     Lost,
     Overview,
+    Stored,
     Taken,
     Upload,
 )
@@ -41,8 +43,10 @@ class LocalJournal(TellsNobody, ABC):
     def _alive(self, inbox: str) -> bool:
         return time.monotonic() < self._leases.get(inbox, 0.0)
 
-    async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
-        return await self._do(self._rules.take, rollout, inbox, counts)
+    async def take(
+        self, rollout: str, inbox: str, *, counts: bool = True, uncounted: int = 0
+    ) -> Taken:
+        return await self._do(self._rules.take, rollout, inbox, counts, uncounted)
 
     async def release(self, rollout: str, epoch: str, inbox: str) -> None:
         await self._do(self._rules.release, rollout, epoch, inbox)
@@ -57,6 +61,11 @@ class LocalJournal(TellsNobody, ABC):
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
     ) -> Finished | Gone | Lost:
         return await self._do(self._rules.finish, call, result, state, state_version)
+
+    async def keep_first(
+        self, rollout: str, path: str, request_hash: bytes, result: bytes
+    ) -> Stored | Committed:
+        return await self._do(self._rules.keep_first, rollout, path, request_hash, result)
 
     async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
         return await self._do(self._rules.look, rollout, epoch, tuple(paths))

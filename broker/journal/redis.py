@@ -66,6 +66,7 @@ class RedisJournal:
         self._take = _script("take")
         self._begin = _script("begin")
         self._finish = _script("finish")
+        self._keep_first = _script("keep_first")
         self._ended = _script("ended")
         self._committed = _script("committed")
         self._others = _script("journal")
@@ -90,12 +91,14 @@ class RedisJournal:
     def _do(self, operation: str, rollout: str, *args: Any) -> Awaitable[Any]:
         return self._run(self._others, rollout, operation, *args)
 
-    async def take(self, rollout: str, inbox: str, *, counts: bool = True) -> Taken:
-        fresh, now = new_id(), time.time()
-        reply = await self._run(self._take, rollout, fresh, inbox, int(counts), repr(now))
+    async def take(
+        self, rollout: str, inbox: str, *, counts: bool = True, uncounted: int = 0
+    ) -> Taken:
+        fresh, now, takes = new_id(), time.time(), counts + uncounted
+        reply = await self._run(self._take, rollout, fresh, inbox, int(counts), repr(now), takes)
         match reply:
             case b"fresh":
-                return _new_run(fresh, int(counts), now)
+                return _new_run(fresh, takes, now)
             case [b"owned", owner]:
                 return Owned(owner.decode())
             case [b"run", fields]:
@@ -158,6 +161,18 @@ class RedisJournal:
                 return _gone_or_lost(reply)
         told = reply[:1] == b"!"  # before the owner's inbox; "@" where it was not told
         return Finished(result, True, reply[1:].decode(), told)
+
+    async def keep_first(
+        self, rollout: str, path: str, request_hash: bytes, result: bytes
+    ) -> Stored | Committed:
+        fresh, now = new_id(), repr(time.time())
+        reply = await self._run(self._keep_first, rollout, fresh, now, path, request_hash, result)
+        match reply:
+            case b"stored":
+                return Stored(request_hash, result)
+            case [known_hash, known]:
+                return Stored(known_hash, known)
+        return Committed()
 
     async def look(self, rollout: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
         reply = await self._do("look", rollout, epoch, *paths)

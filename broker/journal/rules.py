@@ -91,8 +91,8 @@ class Rules:
     def _state(self, key: str, head: Head) -> bytes:
         return self._table.state(key) if head.state_version else b""
 
-    def take(self, key: str, inbox: str, counts: bool) -> Taken:
-        head = self._head(key) or Head(epoch=new_id())
+    def take(self, key: str, inbox: str, counts: bool, uncounted: int) -> Taken:
+        head = self._head(key) or Head(epoch=new_id(), idle_takes=uncounted)
         if head.phase == "committed":
             return Committed()
         if self._another_lives(head, inbox):
@@ -165,6 +165,22 @@ class Rules:
             self._table.put_state(call.rollout, state)
             self._table.put(call.rollout, replace(head, state_version=state_version + 1))
         return Finished(result, True, head.inbox)
+
+    def keep_first(
+        self, key: str, path: str, request_hash: bytes, result: bytes
+    ) -> Stored | Committed:
+        head = self._head(key) or Head(epoch=new_id())
+        if head.phase == "committed":
+            return Committed()
+        entry = self._table.entry(key, path)
+        if entry is not None and entry.result is not None:
+            return Stored(entry.request_hash, entry.result)
+        first_taken_at = head.first_taken_at or time.time()
+        head = replace(head, stored=head.stored + 1, idle_takes=0, first_taken_at=first_taken_at)
+        self._table.put(key, head)
+        starts = 0 if entry is None else entry.starts
+        self._table.put_entry(key, path, Entry(request_hash, "", starts, result))
+        return Stored(request_hash, result)
 
     def look(self, key: str, epoch: str, paths: Sequence[str]) -> Overview | Gone | Lost:
         head = self._head(key)

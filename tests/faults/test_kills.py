@@ -38,7 +38,7 @@ PLACES = {
     "executor.after_work": "tool",
     "executor.after_finish": "tool",
     "executor.after_reply": "tool",
-    "verifier.after_take": "verifier",
+    "verifier.after_score": "verifier",
     "verifier.after_verdict": "verifier",
     "verifier.after_publish": "verifier",
     "sink.after_link": "sink",

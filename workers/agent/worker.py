@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from broker import codec
-from broker.base import Broker, Delivery, Outgoing
+from broker.base import AGAIN_HEADER, Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
 from broker.errors import JournalUnavailable, TooLarge
@@ -291,7 +291,7 @@ class AgentWorker:
                     trajectory = await self._attempt(owner, task, spec, running.watch)
                 else:
                     trajectory = failed_trajectory(owner, task, refusal)
-                await self._publish(task, trajectory)
+                await self._publish(task, trajectory, again=run.begun_before)
                 crash_at("agent.after_trajectory")
                 await patiently(lambda: self._journal.ended(key, run.epoch))
                 crash_at("agent.after_ended")
@@ -331,7 +331,8 @@ class AgentWorker:
             kind="agent", message=f"ended its worker process {strikes - 1} times running alone"
         )
 
-    async def _publish(self, task: Task, trajectory: Trajectory) -> None:
+    async def _publish(self, task: Task, trajectory: Trajectory, *, again: bool) -> None:
+        """`again`: whoever had it before may have published it too, and died before he said so."""
         try:
             body = codec.encode(trajectory, spare_bytes=_RESULT_BYTES)
         except TooLarge as e:
@@ -343,6 +344,7 @@ class AgentWorker:
                 key=task.environment,
                 body=body,
                 kind=codec.kind_of(Trajectory),
+                headers={AGAIN_HEADER: 1} if again else {},
                 expires_s=task.limits.waits.verify_s,
             ),
         )

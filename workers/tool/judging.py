@@ -1,13 +1,12 @@
 """A reward that needs the rollout's session is run here, where the session lives."""
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from broker import codec
 from broker.messages import Failure, ToolCall, ToolResult
-from workers.rewards import PackedRollout, evaluate, reward_failure, unpack_rollout
-from workers.spec import EnvironmentSpec, Item, JudgeVerdict
+from workers.rewards import NoJudge, PackedRollout, evaluate, reward_failure, unpack_rollout
+from workers.spec import EnvironmentSpec
 from workers.tool.running import Performed
 
 
@@ -24,25 +23,6 @@ async def reward_result(
     except ValueError as e:
         failure = Failure(kind="verifier", message=f"the final state can't be read: {e}")
         return Performed(result=ToolResult(error=failure))
-    scored = await evaluate(spec, reward, rollout, _NoJudge(), timeout_s)
+    scored = await evaluate(spec, reward, rollout, NoJudge(), timeout_s)
     result = ToolResult(output=json.dumps(scored.value), error=scored.error)
     return Performed(result=result, overdue=scored.overdue, lost=scored.lost)
-
-
-class _NoJudge:
-    """Rewards that take a session get no `ctx` (checked when the environment is loaded)."""
-
-    async def judge(
-        self, prompt: str | Sequence[Item], *, model: str | None = None, **options: Any
-    ) -> str:
-        raise RuntimeError("a reward with a session can't ask a judge")
-
-    async def verdict(
-        self,
-        template: str,
-        fields: Mapping[str, object],
-        *,
-        criteria: Mapping[str, str],
-        **options: Any,
-    ) -> JudgeVerdict:
-        raise RuntimeError("a reward with a session can't ask a judge")

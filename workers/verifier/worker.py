@@ -2,7 +2,8 @@
 
 A verification is owned and journaled like a rollout, under `<rollout>/verify`: killed between two
 judge votes, no finished judge call is made again; the verdict is stored first-wins together with
-the digest of what it judged, so a redelivery scores nothing twice and mixes nothing.
+the digest of what it judged, so a redelivery scores nothing twice and mixes nothing. Where rewards
+can make no calls there is nothing else to keep, and one operation does (plain.py).
 """
 
 import asyncio
@@ -16,8 +17,7 @@ from broker import codec
 from broker.base import Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.errors import TooLarge, Unroutable, WireError
-from broker.journal.base import CallRef, Committed, Finished, Journal, Owned, Run
-from broker.journal.patience import patiently
+from broker.journal.base import Committed, Journal, Owned, Run
 from broker.messages import (
     Failure,
     Result,
@@ -27,7 +27,7 @@ from broker.messages import (
     begin_by,
     waited_too_long,
 )
-from broker.names import new_id, shard_of
+from broker.names import shard_of
 from broker.parting import parting
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
 from broker.topology import (
@@ -43,30 +43,25 @@ from workers.inbox import Inbox
 from workers.isolation import CHILD, Isolation
 from workers.losses import MAX_LOST, Losses
 from workers.owner import Nondeterministic, Owner, Replaced
-from workers.rewards import Scored, evaluate
+from workers.rewards import NoJudge, Scored, evaluate
 from workers.sessions import MAX_ATTEMPTS, SessionGone
-from workers.spec import EnvironmentSpec, RewardSpec
+from workers.spec import EnvironmentSpec, RewardSpec, VerifierContext
 from workers.verifier.isolated import evaluate_isolated
 from workers.verifier.judge import Judge
+from workers.verifier.plain import is_first, is_plain, may_wait
+from workers.verifier.records import VERDICT_PATH, finish_verdict, keep_verdict, known_verdict
 from workers.verifier.scoring import SCORE_TIMEOUT_S, Evaluate, Unscored, verdict_of
 from workers.verifier.sessions import close_session, evaluate_at_owner
 
 log = logging.getLogger(__name__)
 
-_VERDICT_PATH: Final = "verdict"
+_NO_JUDGE: Final = NoJudge()
 #: Taken so often without progress, it may have ended its worker: rewards run isolated from then on.
 SUSPECT_TAKES: Final = 2
 #: Takes without a verdict after which a trajectory is not scored any more.
 MAX_TAKES: Final = 6
 #: The same where rewards can be isolated: then it is not this trajectory that ends its workers.
 MAX_ISOLATED_TAKES: Final = 50
-
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict with the digest of the trajectory that it is about."""
-
-    digest: bytes
-    verdict: Verdict
 
 
 class VerifierWorker:
@@ -97,6 +92,7 @@ class VerifierWorker:
             for name, spec in environments.items()
             if spec.reference
         }
+        self._plain = {name for name, spec in environments.items() if is_plain(spec)}
 
     async def close(self) -> None:
         """End the processes that isolated rewards ran in."""
@@ -121,7 +117,7 @@ class VerifierWorker:
         body = delivery.body
         if trajectory.status != "failed" and spec.rewards:
             try:
-                verdict = await self._verdict_patiently(trajectory, task, spec, body)
+                verdict = await self._verdict_patiently(trajectory, task, spec, delivery)
             except SessionGone as e:
                 if not _is_last(trajectory, task):
                     return await self._again(trajectory, task)
@@ -133,11 +129,11 @@ class VerifierWorker:
         return await self._publish(task, body, verdict)
 
     async def _verdict_patiently(
-        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
+        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, delivery: Delivery
     ) -> Verdict | Outcome:
         while True:
             try:
-                return await self._verdict(trajectory, task, spec, body)
+                return await self._verdict(trajectory, task, spec, delivery)
             except Replaced:
                 log.info("verification replaced", extra={"rollout": trajectory.rollout})
 
@@ -155,21 +151,47 @@ class VerifierWorker:
         return Ack()
 
     async def _verdict(
-        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, body: bytes
+        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, delivery: Delivery
     ) -> Verdict | Outcome:
         key = f"{trajectory.rollout}/verify"
-        digest = trajectory.digest or codec.digest(body)
-        match await self._inbox.take(key):
+        digest = trajectory.digest or codec.digest(delivery.body)
+        plain = spec.name in self._plain and may_wait(task)
+        first = is_first(delivery)
+        if plain and first and not self.losses.too_many:
+            return await self._score_and_keep(key, trajectory, task, spec, digest)
+        match await self._inbox.take(key, uncounted=int(plain and not first)):
             case Committed():
                 return Ack()
             case Owned():
                 return Later(5.0)  # a duplicate of what another worker scores right now
             case Run() as run:
                 crash_at("verifier.after_take")
-                known = run.results.get(_VERDICT_PATH)
-                if known is not None and known.request_hash == digest:
-                    return codec.read(Judged, known.result).verdict
+                known = known_verdict(run, digest)
+                if known is not None:
+                    return known
                 return await self._judge(key, run, trajectory, task, spec, digest)
+
+    async def _score_and_keep(
+        self, key: str, trajectory: Trajectory, task: Task, spec: EnvironmentSpec, digest: bytes
+    ) -> Verdict | Outcome:
+        """A plain verification (plain.py)."""
+        try:
+            verdict = await self._score_plainly(trajectory, task, spec)
+            crash_at("verifier.after_score")
+            kept = await keep_verdict(self._journal, key, digest, verdict)
+        except asyncio.CancelledError:
+            await self._let_go(key, None)
+            raise
+        return Ack() if kept is None else kept
+
+    async def _score_plainly(
+        self, trajectory: Trajectory, task: Task, spec: EnvironmentSpec
+    ) -> Verdict:
+        try:
+            rollout = Unscored(trajectory, task)
+        except WireError as e:
+            return _unreadable(e)
+        return await verdict_of(spec, lambda each: self._here(spec, each, rollout, _NO_JUDGE))
 
     async def _judge(
         self,
@@ -190,9 +212,9 @@ class VerifierWorker:
                     verdict = Verdict(reward=None, error=late)
                 else:
                     verdict = await self._score(owner, trajectory, task, spec)
-                if _VERDICT_PATH in run.results:  # about another trajectory of this rollout:
-                    return verdict  # each keeps its own, the first row that is committed wins
-                return await self._first(owner, digest, verdict)
+                if VERDICT_PATH in run.results:  # about another trajectory of this rollout
+                    return verdict
+                return await finish_verdict(self._journal, owner, digest, verdict)
         except SessionGone:
             await self._journal.restart(key, run.epoch)  # another attempt asks other things
             raise
@@ -206,8 +228,7 @@ class VerifierWorker:
         try:
             rollout = Unscored(trajectory, task)
         except WireError as e:
-            failure = Failure(kind="infra", message=f"unreadable trajectory: {e}")
-            return Verdict(reward=None, error=failure)
+            return _unreadable(e)
         judge = Judge(owner, task, spec.judge_model)
         evaluate = self._evaluate(owner, task, spec, rollout, trajectory.session, judge)
         try:
@@ -237,40 +258,32 @@ class VerifierWorker:
             timeout_s = self._score_timeout_s
             if isolation and (suspect or reward.isolated or self.losses.too_many):
                 return await evaluate_isolated(isolation, reward, rollout.packed, judge, timeout_s)
-            try:
-                seen = rollout.rollout(spec)
-            except ValueError as e:
-                message = f"the final state can't be read: {e}"
-                return Scored(error=Failure(kind="verifier", message=message))
-            scored = await evaluate(spec, reward, seen, judge, timeout_s)
-            self.losses.watch(spec.name, reward.name, overdue=scored.overdue, lost=scored.lost)
-            return scored
+            return await self._here(spec, reward, rollout, judge)
 
         return run
 
-    async def _first(self, owner: Owner, digest: bytes, verdict: Verdict) -> Verdict:
-        """Store the verdict; if one about the same trajectory was first, that one counts."""
-        ref = CallRef(
-            rollout=owner.key,
-            epoch=owner.run.epoch,
-            path=_VERDICT_PATH,
-            carrier=new_id(),
-            request_hash=digest,
-            held=0,
-        )
-        ours = codec.pack(Judged(digest=digest, verdict=verdict))
-        finished = await patiently(lambda: self._journal.finish(ref, ours))
-        crash_at("verifier.after_verdict")
-        if not isinstance(finished, Finished):
-            raise Replaced(owner.key)
-        if finished.won:
-            return verdict
-        first = codec.read(Judged, finished.result)
-        return first.verdict if first.digest == digest else verdict
+    async def _here(
+        self, spec: EnvironmentSpec, reward: RewardSpec, rollout: Unscored, ctx: VerifierContext
+    ) -> Scored:
+        try:
+            seen = rollout.rollout(spec)
+        except ValueError as e:
+            message = f"the final state can't be read: {e}"
+            return Scored(error=Failure(kind="verifier", message=message))
+        scored = await evaluate(spec, reward, seen, ctx, self._score_timeout_s)
+        self.losses.watch(spec.name, reward.name, overdue=scored.overdue, lost=scored.lost)
+        return scored
 
-    async def _let_go(self, key: str, run: Run) -> None:
-        if not await parting(self._journal.release(key, run.epoch, self._inbox.worker_id)):
+    async def _let_go(self, key: str, run: Run | None) -> None:
+        """Stopping: whoever gets it next is to know that nobody died of it."""
+        if not await parting(self._release(key, run)):
             log.warning("verification not released", extra={"rollout": key})
+
+    async def _release(self, key: str, run: Run | None) -> None:
+        """One that nobody owns is taken first, so that there is a record of it."""
+        taken = run or await self._journal.take(key, self._inbox.worker_id)
+        if isinstance(taken, Run):
+            await self._journal.release(key, taken.epoch, self._inbox.worker_id)
 
     async def _publish(self, task: Task, trajectory: bytes, verdict: Verdict) -> Outcome:
         """Send the result to every audience; keep the trajectory where one can't take it."""
@@ -324,6 +337,11 @@ def _without_session(trajectory: Trajectory, error: SessionGone) -> bytes:
     failure = Failure(kind="infra", message=message)
     failed = msgspec.structs.replace(trajectory, status="failed", error=failure, digest=b"")
     return codec.encode(failed)
+
+
+def _unreadable(error: WireError) -> Verdict:
+    failure = Failure(kind="infra", message=f"unreadable trajectory: {error}")
+    return Verdict(reward=None, error=failure)
 
 
 def _gave_up(takes: int) -> Verdict:

@@ -1,9 +1,9 @@
-local fresh, inbox, counts, now = unpack(ARGV, 2)
+local fresh, inbox, counts, now, takes = unpack(ARGV, 2)
 local f = redis.call('HMGET', key, 'epoch', 'inbox', 'idle_takes', 'first_taken_at')
 local current, owner = epoch(f[1]), f[2]
 if current == '' then return 'committed' end
 if not current then
-  set('epoch', fresh, 'attempt', 1, 'phase', 'run', 'idle_takes', counts, 'first_taken_at', now,
+  set('epoch', fresh, 'attempt', 1, 'phase', 'run', 'idle_takes', takes, 'first_taken_at', now,
     'inbox', inbox)
   return 'fresh'
 end
