@@ -94,7 +94,7 @@ def test_what_is_sent_is_the_same_whether_parts_of_it_are_kept_or_not(data: st.D
 def test_items_are_the_same_before_and_after_they_were_sent(said: list[dict[str, Any]]) -> None:
     remarks = Remarks().of([codec.pack(item) for item in said])
     for _ in range(2):
-        assert [item for remark in remarks for _, item in remark.said] == as_items(said)
+        assert [item for remark in remarks for _, _, item in remark.said] == as_items(said)
         chat_messages(remarks)
 
 

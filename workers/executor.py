@@ -166,12 +166,6 @@ class Executor:
     async def _execute(self, call: Call, work: Work) -> Outcome:
         ref = CallRef.of(call, self._lease)
         match await self._begin(call, ref):
-            case Found(result, inbox):
-                self._reply(call, inbox, "result", result)
-            case Mismatch(inbox):
-                self._reply(call, inbox, "mismatch")
-            case Gone():
-                self._reply(call, "", "gone")
             case Go() as go:
                 crash_at("executor.after_begin")
                 done = await work(go)
@@ -183,6 +177,12 @@ class Executor:
                     return Later(done.delay_s, codec.encode(again), placed=placed)
                 await self._finish(call, ref, go, done)
                 crash_at("executor.after_reply")
+            case Found(result, inbox):
+                self._reply(call, inbox, "result", result)
+            case Mismatch(inbox):
+                self._reply(call, inbox, "mismatch")
+            case Gone():
+                self._reply(call, "", "gone")
         return Ack()
 
     async def _begin(self, call: Call, ref: CallRef) -> Begun:

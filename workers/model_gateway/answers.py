@@ -21,8 +21,9 @@ def completed(items: Sequence[Item], request: BackendRequest) -> list[Item]:
     done = []
     for n, item in enumerate(items):
         kind = str(item.get("type"))
-        whole = dict(item)
-        if "id" not in item:
+        if "id" in item:
+            whole = dict(item)
+        else:
             whole = {"id": _PREFIX.get(kind, "item_") + _name(request, n, 24), **item}
         if kind != "reasoning":
             whole.setdefault("status", "completed")

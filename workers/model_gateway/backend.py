@@ -69,7 +69,7 @@ class BackendRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def items(self) -> list[Item]:
         """The conversation as Responses items, which other calls may share: frozen."""
-        return [item for remark in self.remarks for _, item in remark.said]
+        return [item for remark in self.remarks for _, _, item in remark.said]
 
     @property
     def request_id(self) -> str:

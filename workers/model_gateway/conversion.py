@@ -15,6 +15,8 @@ from broker.errors import WireError
 from workers.spec import Item
 
 ChatMessage = dict[str, Any]
+Spoken = tuple[str, bool, Item]
+"""An item's type, which messages need not name; whether the assistant says it; the item."""
 
 
 class Unconvertible(ValueError):
@@ -49,42 +51,36 @@ LOSSLESS: Final = Dialect(developer_role=True)
 def messages_of(items: Iterable[Item], dialect: Dialect = OPEN_SERVER) -> list[ChatMessage]:
     """The conversation as chat messages. Raises Unconvertible."""
     messages: list[ChatMessage] = []
-    turn: list[tuple[str, Item]] = []
+    turn: list[Spoken] = []
     last = ""
     for item in items:
-        kind = kind_of(item)
-        his = by_assistant(kind, item)
-        if turn and (not his or kind == last == "message"):
+        kind, by_assistant, _ = said = spoken(item)
+        if turn and (not by_assistant or kind == last == "message"):
             # consecutive assistant items come from one model call, except two messages in a row
             messages.append(assistant_message(turn, dialect))
             turn = []
         last = kind
-        if his:
-            turn.append((kind, item))
+        if by_assistant:
+            turn.append(said)
         else:
-            messages.append(other_message(kind, item, dialect))
+            messages.append(other_message(said, dialect))
     if turn:
         messages.append(assistant_message(turn, dialect))
     return messages
 
 
-def kind_of(item: Item) -> str:
-    """Its type, which messages need not name."""
-    return str(item.get("type") or ("message" if "role" in item else ""))
+def spoken(item: Item) -> Spoken:
+    """The item, looked at."""
+    kind = str(item.get("type") or ("message" if "role" in item else ""))
+    said = kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
+    return kind, said, item
 
 
-def by_assistant(kind: str, item: Item) -> bool:
-    """Whether the assistant says it."""
-    return kind in _OF_A_TURN or (kind == "message" and item.get("role") == "assistant")
-
-
-def assistant_message(
-    turn: Iterable[tuple[str, Item]], dialect: Dialect = OPEN_SERVER
-) -> ChatMessage:
-    """The one that these items, each with its type, make together. Raises UNSENDABLE."""
+def assistant_message(turn: Iterable[Spoken], dialect: Dialect = OPEN_SERVER) -> ChatMessage:
+    """The one that these items make together. Raises UNSENDABLE."""
     text = refusal = ""
     thoughts, calls = [], []
-    for kind, item in turn:
+    for kind, _, item in turn:
         match kind:
             case "function_call":
                 calls.append(_tool_call(item))
@@ -117,8 +113,9 @@ def reasoning_text(item: Item) -> str:
     return "\n".join(str(part.get("text", "")) for part in parts)
 
 
-def other_message(kind: str, item: Item, dialect: Dialect = OPEN_SERVER) -> ChatMessage:
-    """What somebody else says in an item of this type. Raises UNSENDABLE."""
+def other_message(said: Spoken, dialect: Dialect = OPEN_SERVER) -> ChatMessage:
+    """What somebody else says in an item. Raises UNSENDABLE."""
+    kind, _, item = said
     match kind:
         case "message":
             role = str(item.get("role"))

@@ -13,14 +13,13 @@ import msgspec
 from broker import codec
 from broker.errors import Undecodable
 from workers.model_gateway.conversion import (
+    Spoken,
     as_items,
     assistant_message,
-    by_assistant,
     in_chat_words,
-    kind_of,
     other_message,
+    spoken,
 )
-from workers.spec import Item
 
 #: So many remarks are kept, and no more than twice as many: 5 to 10 MB as a rule.
 KEPT: Final = 8192
@@ -32,10 +31,6 @@ _LARGE_TEXT_BYTES: Final = 2 * _LARGE_BYTES
 _encode: Final = msgspec.json.Encoder().encode
 
 
-#: Items, each with its type.
-Said = Sequence[tuple[str, Item]]
-
-
 class Remark:
     """One packed input item. Raises Undecodable."""
 
@@ -43,31 +38,29 @@ class Remark:
 
     def __init__(self, packed: bytes) -> None:
         self.packed = packed
-        self._said: Said | None
+        self._said: Sequence[Spoken] | None
         self._said = said = _said_in(packed)
-        kind, item = said[0]
-        self.opens = kind if by_assistant(kind, item) else ""
-        """The type of the first item that the assistant says in it, and of the last."""
+        kind, by_assistant, item = said[0]
         call_id = item.get("call_id")
         self.call_ids: tuple[str, ...] = (str(call_id),) if call_id else ()
-        if len(said) == 1:
-            self.closes = self.opens
-        else:
-            self.closes = self.opens and said[-1][0]
-            self.call_ids = tuple(str(i["call_id"]) for _, i in said if i.get("call_id"))
+        self.opens = self.closes = kind if by_assistant else ""
+        """The type of the first item that the assistant says in it, and of the last."""
+        if len(said) > 1:  # then they are the assistant's
+            self.closes = said[-1][0]
+            self.call_ids = tuple(str(i["call_id"]) for _, _, i in said if i.get("call_id"))
         self.text = self._turn = b""
         """`text`: its chat message in a turn of its own, as JSON, where that is kept."""
         self._before: tuple[Remark, ...] = ()
 
     @property
-    def said(self) -> Said:
-        """Its items, each with its type. Others have them too: frozen."""
+    def said(self) -> Sequence[Spoken]:
+        """Its items, which other calls have too: frozen."""
         return _said_in(self.packed) if self._said is None else self._said
 
     def alone(self) -> bytes:
         """Its chat message in a turn of its own, as JSON. Raises UNSENDABLE."""
         said = self._said or self.said
-        text = _encode(assistant_message(said) if self.opens else other_message(*said[0]))
+        text = _encode(assistant_message(said) if self.opens else other_message(said[0]))
         if len(self.packed) <= _LARGE_BYTES and len(text) <= _LARGE_TEXT_BYTES:
             self.text, self._said = text, None  # hardly anybody asks for that again
         return text
@@ -80,7 +73,7 @@ class Remark:
         if before == self._before:
             return self._turn
         turn = (*before, self)
-        text = _encode(assistant_message([pair for remark in turn for pair in remark.said]))
+        text = _encode(assistant_message([said for remark in turn for said in remark.said]))
         small = sum(len(remark.packed) for remark in turn) <= _LARGE_BYTES
         if small and len(text) <= _LARGE_TEXT_BYTES:
             self._before, self._turn = before, text
@@ -89,14 +82,14 @@ class Remark:
         return text
 
 
-def _said_in(packed: bytes) -> Said:
+def _said_in(packed: bytes) -> Sequence[Spoken]:
     """One item, or what a chat message says in several."""
     item = codec.unpack(packed)
     if type(item) is not dict:
         raise Undecodable("an input item is not a map")
     if not in_chat_words(item):
-        return ((kind_of(item), item),)
-    return [(kind_of(one), one) for one in as_items([item])]
+        return (spoken(item),)
+    return list(map(spoken, as_items([item])))
 
 
 class Remarks:
