@@ -115,11 +115,10 @@ class RedisJournal:
             call.epoch,
             call.path,
             call.request_hash,
+            call.held,
             call.carrier,
             call.executor,
-            call.claim,
-            call.held,
-            int(force),
+            *(("force",) if force else ()),
         )
         match reply:
             case int():
@@ -142,7 +141,6 @@ class RedisJournal:
     async def finish(
         self, call: CallRef, result: bytes, *, state: bytes | None = None, state_version: int = 0
     ) -> Finished | Gone | Lost:
-        new_state = ("", b"") if state is None else (state_version, state)
         reply = await self._run(
             self._finish,
             call.rollout,
@@ -151,8 +149,8 @@ class RedisJournal:
             call.request_hash,
             call.held,
             result,
-            *new_state,
             *_reply(call, result),
+            *(() if state is None else (state_version, state)),
         )
         match reply:
             case [b"known", inbox, winner]:

@@ -1,4 +1,4 @@
-local of, path, hash, carrier, executor, claim, held, force = unpack(ARGV, 2)
+local of, path, hash, held, carrier, executor, force = unpack(ARGV, 2)
 local hash_field, carrier_field, starts_field = 'hash:' .. path, 'carrier:' .. path, 'starts:' .. path
 local f = redis.call('HMGET', key, hash_field, carrier_field, 'result:' .. path, 'stored', 'inbox',
   'state_version', 'epoch', starts_field)
@@ -9,7 +9,7 @@ local same = not f[1] or f[1] == hash
 if f[3] and same then return {'found', f[3], f[5] or ''} end
 if number(f[4]) < tonumber(held) then return 'lost' end
 if not same then return {'mismatch', f[5] or ''} end
-if f[2] and f[2] ~= '' and force == '0' then
+if f[2] and f[2] ~= '' and not force then
   -- A claim: the carrier, and after an @ the executor that has it in hand.
   local at = string.find(f[2], '@', 1, true)
   local busy = at and string.sub(f[2], at + 1)
@@ -17,6 +17,7 @@ if f[2] and f[2] ~= '' and force == '0' then
   if not busy and f[2] ~= carrier then return 'duplicate' end
 end
 local starts, version = number(f[8]) + 1, number(f[6])
+local claim = executor == '' and carrier or carrier .. '@' .. executor
 set(hash_field, hash, carrier_field, claim, starts_field, starts)
 if version == 0 then return starts end
 return {'go', starts, redis.call('HGET', key, 'state') or '', version}

@@ -1,4 +1,4 @@
-local of, path, hash, held, result, version, state, reply, inline = unpack(ARGV, 2)
+local of, path, hash, held, result, reply, inline, version, state = unpack(ARGV, 2)
 local hash_field, result_field, carrier_field = 'hash:' .. path, 'result:' .. path, 'carrier:' .. path
 local f = redis.call('HMGET', key, hash_field, result_field, 'stored', 'inbox', 'state_version',
   'epoch')
@@ -11,7 +11,7 @@ if f[2] and same then return {'known', inbox, f[2]} end
 if number(f[3]) < tonumber(held) then return 'lost' end
 if not same then return 'gone' end
 local stored = number(f[3]) + 1
-if version == '' then
+if not version then
   set(hash_field, hash, result_field, result, carrier_field, '', 'stored', stored, 'idle_takes', 0)
 elseif number(f[5]) ~= tonumber(version) then
   return 'gone'
