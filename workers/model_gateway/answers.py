@@ -6,10 +6,10 @@ made again after a crash yields the same answer for the same words.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Final
 
 from workers.model_gateway.backend import BackendRequest
+from workers.model_gateway.remarks import call_ids
 from workers.spec import Item
 
 _PREFIX: Final = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}
@@ -29,7 +29,7 @@ def completed(items: Sequence[Item], request: BackendRequest) -> list[Item]:
             whole.setdefault("status", "completed")
         if kind == "function_call":
             if used is None:
-                used = {*chain.from_iterable(remark.call_ids for remark in request.remarks)}
+                used = call_ids(request.remarks)
             whole["call_id"] = _own_id(str(item.get("call_id") or ""), used, request, n)
             used.add(whole["call_id"])
         done.append(whole)

@@ -5,7 +5,9 @@ chat server's words once, for all calls that have it; their bodies are joined fr
 sent is the same, byte by byte, as if nothing were kept, and so are the errors.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -92,6 +94,10 @@ def _said_in(packed: bytes) -> Sequence[Spoken]:
     return list(map(spoken, as_items([item])))
 
 
+_opens: Final = operator.attrgetter("opens")
+_call_ids: Final = operator.attrgetter("call_ids")
+
+
 class Remarks:
     """The remarks of many calls, each made once while it is asked for now and then."""
 
@@ -117,15 +123,18 @@ class Remarks:
         return remark
 
 
+def call_ids(remarks: Iterable[Remark]) -> set[str]:
+    """Of the tool calls that these are about."""
+    return {*chain.from_iterable(map(_call_ids, remarks))}
+
+
 def chat_messages(remarks: Sequence[Remark]) -> msgspec.Raw:
     """What `conversion.messages_of` makes of their items, as JSON. Raises UNSENDABLE."""
     texts: list[bytes] = []
     turn: tuple[Remark, ...] = ()
-    follows = [remark.opens for remark in remarks[1:]]
-    for remark, next_ in zip(remarks, (*follows, ""), strict=False):  # strict: but for none at all
-        so_far = remark.closes
-        if next_ and so_far and not next_ == so_far == "message":
-            turn = (*turn, remark)  # they are of one message
+    for remark, next_ in zip(remarks, [*map(_opens, remarks[1:]), ""], strict=False):
+        if next_ and (closes := remark.closes) and not next_ == closes == "message":
+            turn = (*turn, remark)  # what follows is of the same message
         elif turn:
             texts.append(remark.after(turn))
             turn = ()
