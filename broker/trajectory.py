@@ -151,6 +151,15 @@ def main_transcript(trajectory: Trajectory, nodes: Mapping[str, Node]) -> list[E
     return transcript(nodes, trajectory.main, trajectory.tail_items)
 
 
+def main_items(trajectory: Trajectory, nodes: Mapping[str, Node]) -> list[Item]:
+    """The same without saying who wrote each."""
+    said: list[Item] = []
+    for node in chain(nodes, trajectory.main) if trajectory.main is not None else ():
+        said += _items(node.record.new_items)
+        said += node.output
+    return said + _items(trajectory.tail_items)
+
+
 def segments(calls: Iterable[Tokens]) -> list[Segment]:
     """Training sequences of one branch's calls, in order; more than one where history was cut.
 
@@ -231,6 +240,7 @@ __all__ = [
     "floats",
     "forest",
     "ints",
+    "main_items",
     "main_transcript",
     "read_call",
     "read_item",

@@ -51,7 +51,7 @@ def reward_runner(function: Function, threads: Threads) -> Any:
             f"{where(function)}: a reward takes `rollout`, `rollout` and `ctx`, "
             "or `rollout` and `session`"
         )
-    takes_session = names[1:] == ["session"]
+    first, takes_session = names[0], names[1:] == ["session"]
     if len(names) == 2 and not takes_session and not _is_async(function):
         raise InvalidEnvironment(
             f"{where(function)}: a reward that takes `{names[1]}` awaits it: make it `async def`"
@@ -65,8 +65,10 @@ def reward_runner(function: Function, threads: Threads) -> Any:
     call = caller(function, threads)
 
     async def run(rollout: Rollout, ctx: VerifierContext) -> Any:
+        if len(names) == 1:
+            return await call(**{first: rollout})
         second = rollout.session if takes_session else ctx
-        return await call(**dict(zip(names, (rollout, second), strict=False)))
+        return await call(**{first: rollout, names[1]: second})
 
     return run
 

@@ -6,7 +6,7 @@ tool worker that owns a session. What is judged travels as `PackedRollout`.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsFloat
+from typing import Any, Final, SupportsFloat
 
 import msgspec
 
@@ -24,6 +24,7 @@ from workers.spec import (
     VerifierContext,
 )
 
+_ROW: Final = msgspec.json.Decoder(dict[str, Any])
 #: What is not a verifier's fault.
 OURS = (Replaced, Nondeterministic, BrokerError, JournalUnavailable)
 
@@ -75,7 +76,7 @@ def rollout_with(
 ) -> Rollout:
     """The same with these items in the place of the packed ones."""
     stateful = spec.state is not None and bool(packed.state)
-    row: Mapping[str, Any] = msgspec.json.decode(packed.row, type=dict[str, Any])
+    row: Mapping[str, Any] = _ROW.decode(packed.row)
     return Rollout(
         rollout_id=packed.rollout_id,
         task=row,

@@ -10,6 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from broker import codec
 from broker.messages import Failure, Sampling, Status, Usage
 from workers.threads import Threads
@@ -91,8 +93,7 @@ class RewardSpec:
     """Whether it looks at its context at all, and so may ask a judge."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """A finished rollout as verifiers see it. Read-only; model output in it is untrusted."""
 
     rollout_id: str

@@ -13,7 +13,7 @@ import msgspec
 
 from broker import codec
 from broker.messages import ModelResult, Task, Trajectory, Usage, Verdict
-from broker.trajectory import forest, main_transcript
+from broker.trajectory import forest, main_items
 from workers.rewards import PackedRollout, Scored, evaluate, rollout_with, unpack_rollout
 from workers.spec import EnvironmentSpec, RewardSpec, Rollout, VerifierContext
 
@@ -30,7 +30,7 @@ class Unscored:
     def __init__(self, trajectory: Trajectory, task: Task) -> None:
         """Raises Undecodable where the trajectory contradicts itself."""
         nodes = forest(trajectory.calls)
-        said = [entry.item for entry in main_transcript(trajectory, nodes)]
+        said = main_items(trajectory, nodes)
         results = [n.result for n in nodes.values() if isinstance(n.result, ModelResult)]
         self._prompt = said[: trajectory.prompt_items]
         self._output = said[trajectory.prompt_items :]
