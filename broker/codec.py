@@ -118,10 +118,10 @@ def _unpack(body: bytes) -> Any:
         raise Undecodable(f"not msgpack within limits: {str(e) or type(e).__name__}") from e
 
 
-def encode(message: object, *, spare_bytes: int = 0) -> bytes:
+def encode(message: object, *, spare_bytes: int = 0, compress: bool = True) -> bytes:
     """A message's body for the wire. Raises TooLarge above MAX_BODY_BYTES less `spare_bytes`."""
     body = pack(message)
-    if len(body) > COMPRESS_ABOVE_BYTES:
+    if compress and len(body) > COMPRESS_ABOVE_BYTES:
         body = _compressor().compress(body)
     if len(body) > MAX_BODY_BYTES - spare_bytes:
         raise TooLarge(
@@ -186,9 +186,14 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=-1, write_content_size=True)
 
 
+def is_compressed(body: bytes) -> bool:
+    """Whether it was compressed for the wire: no packed message begins so."""
+    return body[:4] == _ZSTD_MAGIC
+
+
 def decompress(body: bytes) -> bytes:
     """A body's packed message, as it was before it was compressed for the wire."""
-    if body[:4] != _ZSTD_MAGIC:
+    if not is_compressed(body):
         return body
     try:
         size = zstandard.get_frame_parameters(body).content_size

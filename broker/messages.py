@@ -369,7 +369,7 @@ class Result(Packed, frozen=True, kw_only=True):
     run: str
     generation: str
     trajectory: bytes
-    """The packed Trajectory, byte for byte."""
+    """The packed Trajectory, byte for byte; compressed while it travels, where it is large."""
     verdict: Verdict
     attempt: int = 1
     """The task's, which names the rollout's record in the journal."""

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from broker import codec, trajectory
+from broker import codec, results, trajectory
 from broker.errors import Undecodable
 from broker.journal.runs import Totals
 from broker.messages import (
     Failure,
     ModelResult,
-    Result,
     Status,
     Trajectory,
     Usage,
@@ -126,7 +125,7 @@ class RolloutGroup:
 
 def read_result(body: bytes, kind: str) -> FinishedRollout:
     """Unpack a result as it came. Raises WireError."""
-    result = codec.decode(Result, body, kind)
+    result = results.read_result(body, kind)
     recorded = codec.read(Trajectory, result.trajectory)
     if min(result.task_index, result.repeat) < 0:
         raise Undecodable(f"negative index in {result.rollout_id!r}")

@@ -202,7 +202,7 @@ class DeadLetters:
     async def _result(self, result: Result, why: Failure, key: str) -> None:
         """Without what the sink may have choked on; the raw message has it."""
         try:
-            trajectory = codec.read(Trajectory, result.trajectory)
+            trajectory = codec.read(Trajectory, codec.decompress(result.trajectory))
             task = codec.read(Task, trajectory.task)
             bare = failed_trajectory(task, trajectory.epoch, trajectory.attempt, why)
             packed = codec.pack(bare)

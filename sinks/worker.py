@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
-from broker import codec
 from broker.base import Broker, Delivery
 from broker.crashpoints import crash_at
 from broker.errors import Undecodable
@@ -28,6 +27,7 @@ from broker.journal.patience import patiently
 from broker.journal.runs import RunProgress, Runs
 from broker.messages import Result
 from broker.names import is_name
+from broker.results import read_result
 from broker.serve import Ack, Outcome, Source, serve
 from broker.topology import QueueSpec
 from sinks.base import Output, OutputFull
@@ -313,7 +313,7 @@ class _Serving:
 
     def _source(self, queue: QueueSpec, shard: str) -> Source:
         async def handle(delivery: Delivery) -> Outcome:
-            result = codec.decode(Result, delivery.body, delivery.kind)
+            result = read_result(delivery.body, delivery.kind)
             check(result)
             place = Place(result.run, result.generation, shard)
             writer = await self._writer(place)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker import codec
@@ -195,10 +196,16 @@ async def test_a_dead_trajectory_is_a_failed_row_that_carries_it(bench: Bench) -
     assert len(row["response"]["output"]) == 4
 
 
-async def test_a_dead_result_is_a_failed_row_of_its_audience(bench: Bench) -> None:
-    await bench.dies(result(), key=result_key("collect", "run-a", 1))
+@pytest.mark.parametrize("chars", [10, 40_000])
+async def test_a_dead_result_is_a_failed_row_of_its_audience(bench: Bench, chars: int) -> None:
+    text = "x" * chars
+    dead = result(row=json.dumps({"question": text}).encode())
+    on_its_way = codec.encode(codec.read(Trajectory, dead.trajectory))
+    dead = msgspec.structs.replace(dead, trajectory=on_its_way)
+    await bench.dies(dead, key=result_key("collect", "run-a", 1))
     await bench.settle()
     row = await bench.row()
+    assert row["question"] == text
     assert row["warren"]["error"]["message"] == "it broke"
     assert row["warren"]["calls"] == []
 

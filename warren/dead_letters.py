@@ -18,6 +18,7 @@ from broker import codec
 from broker.base import Broker, Delivery
 from broker.errors import UsageError, WireError
 from broker.messages import ModelCall, Result, Task, ToolCall, Trajectory
+from broker.results import read_result
 from broker.serve import QUEUE_HEADER, REASON_HEADER, publish_patiently
 from broker.topology import kept_queue
 from producers.publisher import queues_for, task_message
@@ -111,6 +112,8 @@ def _read(delivery: Delivery) -> Any:
     if type_ is None:
         return None
     try:
+        if type_ is Result:
+            return read_result(delivery.body, delivery.kind)
         return codec.decode(type_, delivery.body, delivery.kind)
     except WireError:
         return None

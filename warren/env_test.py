@@ -17,6 +17,7 @@ from broker.base import Delivery, Outgoing
 from broker.journal.memory import MemoryJournal, MemoryRuns
 from broker.memory import MemoryBroker
 from broker.messages import Result, Task, ToolResult, Trajectory
+from broker.results import read_result
 from broker.serve import Ack, Outcome, Source, serve
 from broker.topology import TASK, run_results_queue, task_key
 from broker.trajectory import forest, main_transcript
@@ -140,7 +141,7 @@ async def _round(
     stop = asyncio.Event()
 
     async def collect(delivery: Delivery) -> Outcome:
-        arrived.put_nowait(codec.decode(Result, delivery.body, delivery.kind))
+        arrived.put_nowait(read_result(delivery.body, delivery.kind))
         return Ack()
 
     results = Source(run_results_queue("collect", _RUN), 256, collect, None)

@@ -30,6 +30,7 @@ from broker.messages import (
     Usage,
 )
 from broker.names import new_worker_id
+from broker.results import read_result
 from broker.serve import Ack, Outcome, Source, serve
 from broker.shared.memory import MemoryShared
 from broker.topology import (
@@ -189,7 +190,7 @@ class Rig:
 
     async def hear(self, delivery: Delivery) -> Outcome:
         """Take a result."""
-        self.results.append(codec.decode(Result, delivery.body, delivery.kind))
+        self.results.append(read_result(delivery.body, delivery.kind))
         async with self.arrived:
             self.arrived.notify_all()
         return Ack()

@@ -29,6 +29,7 @@ from broker.messages import (
 )
 from broker.names import shard_of
 from broker.parting import parting
+from broker.results import encode_result
 from broker.serve import Ack, GiveBack, Later, Outcome, Source, publish_patiently
 from broker.topology import (
     RESULT,
@@ -305,14 +306,14 @@ def results_for(task: Task, trajectory: bytes, verdict: Verdict) -> Sequence[Out
         repeat=task.repeat,
         run=task.run,
         generation=task.generation,
-        trajectory=codec.decompress(trajectory),
+        trajectory=trajectory,
         verdict=verdict,
         attempt=task.attempt,
     )
     try:
-        body = codec.encode(result)
+        body = encode_result(result)
     except TooLarge:  # the judges' conversations are what can make it so
-        body = codec.encode(
+        body = encode_result(
             msgspec.structs.replace(result, verdict=msgspec.structs.replace(verdict, calls=()))
         )
     shard = shard_of(task.rollout_id, SINK_SHARDS)
