@@ -114,6 +114,8 @@ def _count(value: object) -> int:
 
 def cost_usd(price: Price, prompt: int, generated: int, cached: int) -> float:
     """What a call cost, by the model's price."""
+    if not (price.prompt or price.generated or price.cached):  # a server of one's own
+        return 0.0
     cached_price = price.prompt if price.cached is None else price.cached
     cached = min(cached, prompt)
     fresh = prompt - cached
