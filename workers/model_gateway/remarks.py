@@ -5,7 +5,6 @@ chat server's words once, for all calls that have it; their bodies are joined fr
 sent is the same, byte by byte, as if nothing were kept, and so are the errors.
 """
 
-import operator
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Final
@@ -94,8 +93,8 @@ def _said_in(packed: bytes) -> Sequence[Spoken]:
     return list(map(spoken, as_items([item])))
 
 
-_opens: Final = operator.attrgetter("opens")
-_call_ids: Final = operator.attrgetter("call_ids")
+#: Not said, after all that is.
+_END: Final = Remark(codec.pack({"type": "end"}))
 
 
 class Remarks:
@@ -125,15 +124,16 @@ class Remarks:
 
 def call_ids(remarks: Iterable[Remark]) -> set[str]:
     """Of the tool calls that these are about."""
-    return {*chain.from_iterable(map(_call_ids, remarks))}
+    return {*chain.from_iterable(remark.call_ids for remark in remarks)}
 
 
 def chat_messages(remarks: Sequence[Remark]) -> msgspec.Raw:
     """What `conversion.messages_of` makes of their items, as JSON. Raises UNSENDABLE."""
     texts: list[bytes] = []
     turn: tuple[Remark, ...] = ()
-    for remark, next_ in zip(remarks, [*map(_opens, remarks[1:]), ""], strict=False):
-        if next_ and (closes := remark.closes) and not next_ == closes == "message":
+    for remark, following in zip(remarks, (*remarks[1:], _END), strict=False):
+        opens, closes = following.opens, remark.closes
+        if opens and closes and not opens == closes == "message":
             turn = (*turn, remark)  # what follows is of the same message
         elif turn:
             texts.append(remark.after(turn))
