@@ -187,11 +187,15 @@ def _header_frame(channel: int, message: Outgoing, message_id: bytes) -> bytes:
         flags |= _HAS_ID
         message_id = _short(message_id)
     mode = 2 if message.persistent else 1
-    kind = _short(message.kind.encode())
-    properties = b"%b%c%b%b%b\xce" % (table, mode, expiration, message_id, kind)
+    properties = b"%b%c%b%b%b\xce" % (table, mode, expiration, message_id, _type(message.kind))
     size = 13 + len(properties)
     head = _HEADER.pack(HEADER, channel, size, _BASIC, 0, len(message.body), flags)
     return head + properties
+
+
+@functools.lru_cache(256)
+def _type(kind: str) -> bytes:
+    return _short(kind.encode())
 
 
 def _short(text: bytes) -> bytes:

@@ -12,6 +12,7 @@ is, at a third of the cost; whatever it finds odd is msgpack's to read or refuse
 import dataclasses
 import functools
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -36,6 +37,7 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: What does not begin an array or a map.
 _NO_CONTAINERS: Final = bytes({*range(256)} - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 _ENCODER: Final = msgspec.msgpack.Encoder()
+_LENGTH: Final = struct.Struct(">I")
 
 _decoder: Final[Callable[[Any], msgspec.msgpack.Decoder[Any]]] = functools.cache(
     msgspec.msgpack.Decoder
@@ -162,7 +164,10 @@ def sha256(*parts: bytes) -> bytes:
 
 
 def _framed(parts: Sequence[bytes]) -> bytes:
-    return b"".join([piece for part in parts for piece in (len(part).to_bytes(4, "big"), part)])
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces += (_LENGTH.pack(len(part)), part)
+    return b"".join(pieces)
 
 
 def read(type_: type[T], packed: bytes) -> T:

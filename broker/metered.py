@@ -51,14 +51,15 @@ class MeteredBroker:
 
     async def publish(self, message: Outgoing) -> None:
         sent = self._sent.get(message.exchange) or self._sent_to(message.exchange)
-        outcome, started = "confirmed", time.monotonic()
+        started = time.monotonic()
         try:
             await self._broker.publish(message)
+            sent.confirmed.now += 1
         except BaseException as e:
-            outcome = _outcome_of(e)
+            sent.outcome(_outcome_of(e)).now += 1
             raise
         finally:
-            sent.ended(outcome, time.monotonic() - started)
+            sent.seconds.observe(time.monotonic() - started)
 
     def post(self, message: Outgoing, sender: Sender) -> None:
         sent = self._sent.get(message.exchange) or self._sent_to(message.exchange)
@@ -111,19 +112,14 @@ class _Sent:
     """What is counted of the messages to one exchange, looked up once."""
 
     def __init__(self, family: str, metrics: Metrics) -> None:
-        self._seconds = metrics.confirm_s.labels(family)
-        self._outcomes: dict[str, Value] = {}
+        self.seconds = metrics.confirm_s.labels(family)
+        self.confirmed = metrics.published.labels(family, "confirmed")
         self._family = family
         self._metrics = metrics
 
-    def ended(self, outcome: str, took_s: float) -> None:
-        """The broker has said so."""
-        self._seconds.observe(took_s)
-        counter = self._outcomes.get(outcome)
-        if counter is None:
-            counter = self._metrics.published.labels(self._family, outcome)
-            self._outcomes[outcome] = counter
-        counter.now += 1
+    def outcome(self, name: str) -> Value:
+        """How those that were not confirmed ended."""
+        return self._metrics.published.labels(self._family, name)
 
 
 class _MeteredSender:
@@ -141,8 +137,12 @@ class _MeteredSender:
         return self._sender.wanted
 
     def on_end(self, error: WarrenError | None) -> None:
-        outcome = "confirmed" if error is None else _outcome_of(error)
-        self._sent.ended(outcome, time.monotonic() - self._since)
+        sent = self._sent
+        if error is None:
+            sent.confirmed.now += 1
+        else:
+            sent.outcome(_outcome_of(error)).now += 1
+        sent.seconds.observe(time.monotonic() - self._since)
         self._sender.on_end(error)
 
 

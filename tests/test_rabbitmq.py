@@ -11,6 +11,7 @@ import pytest
 
 from broker import topology
 from broker.amqp_address import parse_urls
+from broker.amqp_publisher import WINDOW
 from broker.base import AGAIN_HEADER, Broker, Outgoing
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unreachable, Unroutable
 from broker.rabbitmq import RabbitBroker
@@ -362,6 +363,26 @@ async def test_what_nobody_wants_any_more_is_neither_sent_nor_sent_again(
     hand = Hand()
     async with direct.consume(queue.name, 10, hand.take):
         assert set(await hand.next_bodies(2)) == {b"sent, wanted", b"late, wanted"}
+        assert await hand.stays_empty()
+
+
+async def test_posts_beyond_the_window_wait_for_confirms_before_they_are_sent(
+    proxy: Proxy, proxied: RabbitBroker, direct: RabbitBroker, queue: QueueSpec
+) -> None:
+    proxy.stall()
+    senders = [Posting() for _ in range(WINDOW + 100)]
+    for n, sender in enumerate(senders):
+        proxied.post(to(queue, b"%d" % n), sender)
+    await asyncio.sleep(0)  # what may be sent is written
+    for sender in senders:
+        sender.wanted = False
+    proxy.resume()
+    ends = [await sender.end() for sender in senders]
+    assert ends[:WINDOW] == [None] * WINDOW
+    assert all(isinstance(end, BrokerError) for end in ends[WINDOW:])
+    hand = Hand()
+    async with direct.consume(queue.name, 2 * WINDOW, hand.take):
+        assert set(await hand.next_bodies(WINDOW)) == {b"%d" % n for n in range(WINDOW)}
         assert await hand.stays_empty()
 
 

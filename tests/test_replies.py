@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -57,8 +58,7 @@ class Calling:
             request_hash=b"h",
             exchange=MODEL.name,
             key=model_key("normal", "m"),
-            message=ModelCall,
-            fields={"run": "r", "environment": "e", "model": "m", "input": ()},
+            message=partial(ModelCall, run="r", environment="e", model="m", input=()),
             timeout_s=_NEVER_S,
             on_timeout=lambda: b"none",
         )

@@ -170,7 +170,6 @@ class Owner:
             held=len(self.results),
             reply_to=self._worker_id,
             deadline=waiting.deadline,
-            **ask.fields,
         )
         return Outgoing(
             exchange=ask.exchange,

@@ -7,7 +7,7 @@ a refusal may not, since nobody else knows of it.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from typing import Final
 
 import msgspec
@@ -31,9 +31,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     exchange: str
     key: str
     message: Callable[..., Call]
-    """Makes the message from the fields that `Call` has."""
-    fields: Mapping[str, object]
-    """Fields of `Call` that the owner does not know: run, environment, lane."""
+    """Makes the message from those fields of `Call` that its owner knows; it has all others."""
     timeout_s: float
     on_timeout: Callable[[], bytes]
     """The packed result that says so."""

@@ -1,5 +1,6 @@
 """Call messages, and what owners ask, for tests that care about a few of their fields only."""
 
+from functools import partial
 from typing import Any
 
 from broker.messages import ModelCall, ToolCall
@@ -32,14 +33,13 @@ def tool_call(**fields: Any) -> ToolCall:
 
 def asked(**fields: Any) -> Ask:
     """To ask a tool of environment `env` at path `0`, with these fields otherwise."""
-    call = {"run": "r", "environment": "env", "name": "tool", "call_id": "c", "arguments": "{}"}
+    call = partial(ToolCall, run="r", environment="env", name="tool", call_id="c", arguments="{}")
     ask: dict[str, Any] = {
         "path": "0",
         "request_hash": b"h",
         "exchange": TOOL.name,
         "key": "env",
-        "message": ToolCall,
-        "fields": call,
+        "message": call,
         "timeout_s": 1200.0,
         "on_timeout": lambda: b"timed out",
         "on_wait": lambda: b"nobody began",

@@ -72,7 +72,6 @@ class CallMaker:
         self._packed_options = codec.pack(options)
         self._waits = task.limits.waits
         self._lane = call_lane(task)
-        self._fields = {"run": task.run, "environment": task.environment, "lane": self._lane}
         self._records: dict[str, CallRecord | None] = {}
         self._ends: dict[bytes, str] = {}
         self._continuing: set[str] = set()
@@ -113,6 +112,7 @@ class CallMaker:
         given = len(conversation)
         shared = self._shared(conversation, given)
         parent = self._ends[conversation.digests[shared]] if shared else None
+        known_ids = self._known(parent, name)
         ask = Ask(
             path=path,
             request_hash=codec.digest(
@@ -122,14 +122,17 @@ class CallMaker:
             key=model_key(self._lane, name),
             message=functools.partial(
                 ModelCall,
+                run=self._task.run,
+                environment=self._task.environment,
+                lane=self._lane,
                 model=name,
                 input=tuple(conversation.packed),
                 tools=offered,
                 options=packed_options,
                 sticky=self._task.rollout_id,
-                **self._known(parent, shared, name),
+                known_ids=known_ids,
+                known_items=shared if known_ids else 0,
             ),
-            fields=self._fields,
             timeout_s=self._timeout_s(),
             on_timeout=functools.partial(_model_timeout, name, self._task.limits.call_timeout_s),
             wait_s=self._waits.model_s,
@@ -158,18 +161,16 @@ class CallMaker:
         self._note_end(path, conversation, result, policy)
         return result, items
 
-    def _known(self, parent: str | None, shared: int, model: str) -> dict[str, Any]:
+    def _known(self, parent: str | None, model: str) -> bytes:
         """The tokens of the longest beginning that the same model has seen, as its engine said.
 
         Only for a server that goes on from them: they are most of what a call would weigh.
         """
         record = self._records[parent] if parent in self._continuing else None
         if record is None or record.name != model:
-            return {}
+            return b""
         tokens = codec.read(ModelResult, record.result).tokens
-        if tokens is None:
-            return {}
-        return {"known_ids": tokens.prompt_ids + tokens.generated_ids, "known_items": shared}
+        return b"" if tokens is None else tokens.prompt_ids + tokens.generated_ids
 
     def _shared(self, conversation: Conversation, given: int) -> int:
         """How many of the first `given` items an earlier call's conversation ends with."""
@@ -217,13 +218,15 @@ class CallMaker:
             key=self._tool_key(),
             message=functools.partial(
                 ToolCall,
+                run=self._task.run,
+                environment=self._task.environment,
+                lane=self._lane,
                 name=name,
                 call_id=call_id,
                 arguments=arguments,
                 row=self._row if self._needs_row(name) else b"",
                 session=self.session,
             ),
-            fields=self._fields,
             timeout_s=self._timeout_s(),
             on_timeout=functools.partial(_tool_timeout, name, self._task.limits.call_timeout_s),
             wait_s=self._waits.tool_s,

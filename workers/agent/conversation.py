@@ -1,7 +1,7 @@
 """A conversation that grows: every item is packed and hashed once, however often it is sent."""
 
-import hashlib
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Final
 
 from broker import codec
@@ -33,13 +33,10 @@ class Conversation:
 
     def append(self, item: Item) -> None:
         """Add one item. Raises Undecodable where it is not plain data."""
-        self.append_packed(item, codec.pack(item))
-
-    def append_packed(self, item: Item, packed: bytes) -> None:
-        """Add an item whose packed form is known."""
+        packed = codec.pack(item)
         self._items.append(item)
         self.packed.append(packed)
-        self.digests.append(_digest(self.digests[-1], packed))
+        self.digests.append(blake2b(self.digests[-1] + packed, digest_size=16).digest())
 
     def extend(self, items: Iterable[Item]) -> None:
         """Add items in order."""
@@ -57,7 +54,3 @@ class Conversation:
         copy.packed = self.packed.copy()
         copy.digests = self.digests.copy()
         return copy
-
-
-def _digest(prefix: bytes, packed: bytes) -> bytes:
-    return hashlib.blake2b(prefix + packed, digest_size=16).digest()

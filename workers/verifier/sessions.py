@@ -36,6 +36,9 @@ async def evaluate_at_owner(
         key=session_key(address),
         message=functools.partial(
             ToolCall,
+            run=task.run,
+            environment=task.environment,
+            lane="resume",
             name=reward.name,
             call_id="",
             arguments="",
@@ -43,7 +46,6 @@ async def evaluate_at_owner(
             action="reward",
             judged=judged,
         ),
-        fields={"run": task.run, "environment": task.environment, "lane": "resume"},
         timeout_s=reward.timeout_s + 5.0,
         on_timeout=functools.partial(_no_answer, reward),
     )
