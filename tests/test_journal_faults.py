@@ -64,14 +64,15 @@ async def test_a_killed_redis_that_comes_back_empty_is_noticed_and_filled_again(
     assert (await taken(journal, key)).results == results
 
 
-async def test_whatever_changes_a_record_in_redis_puts_its_end_off(
+async def test_whatever_changes_a_record_in_redis_but_a_claim_puts_its_end_off(
     journal: RedisJournal, killable_redis: Killable
 ) -> None:
     key = new_key()
     run = await taken(journal, key)
+    assert isinstance(await journal.begin(call(run, key, "2")), Go)
     changes: list[Callable[[], Awaitable[object]]] = [
         lambda: taken(journal, key),
-        lambda: journal.begin(call(run, key)),
+        lambda: journal.put_off(call(run, key, "2")),
         lambda: journal.finish(call(run, key), b"result"),
         lambda: journal.ended(key, run.epoch),
         lambda: journal.keep_first(key, "1", b"request", b"result"),

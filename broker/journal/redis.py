@@ -35,7 +35,7 @@ from broker.journal.redis_listener import listen
 from broker.messages import Reply
 from broker.names import new_id
 
-#: What has not changed for this long is forgotten.
+#: What has not changed for this long, claims apart, is forgotten.
 KEEP_S: Final = 7 * 86400.0
 #: A larger result's reply says only that it is there, and its owner reads it. Lua hashes each byte
 #: of the text it is put together in (some 12 instructions), so above this reading costs less; and

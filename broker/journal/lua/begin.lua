@@ -18,6 +18,8 @@ if f[2] and f[2] ~= '' and not force then
 end
 local starts, version = number(f[8]) + 1, number(f[6])
 local claim = executor == '' and carrier or carrier .. '@' .. executor
-set(hash_field, hash, carrier_field, claim, starts_field, starts)
+-- The record's end is not put off: take, put_off and finish do that, and a call that outlasts its
+-- record is one of a lost journal.
+redis.call('HSET', key, hash_field, hash, carrier_field, claim, starts_field, starts)
 if version == 0 then return starts end
 return {'go', starts, redis.call('HGET', key, 'state') or '', version}
