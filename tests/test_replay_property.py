@@ -139,10 +139,8 @@ class Process:
 
     @property
     def out(self) -> int:
-        """Calls that it has in hand."""
-        if self.executor is None:
-            return 0
-        return sum(len(consumer.in_hand) for consumer in self.broker._consumers)
+        """Calls that it executes, those too whose deliveries a cut connection took back."""
+        return 0 if self.executor is None else len(self.executor._running)
 
     async def kill(self) -> None:
         """Without a word: what it held goes to others at once."""
