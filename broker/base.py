@@ -18,6 +18,8 @@ Header = str | int
 
 #: On a message of which another copy may be under way: its publisher does not know, or died.
 AGAIN_HEADER: Final = "warren-again"
+#: AMQP's counts of messages in hand have two bytes.
+MAX_PREFETCH: Final = 65_535
 
 
 class Outgoing(msgspec.Struct, frozen=True):

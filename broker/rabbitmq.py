@@ -29,7 +29,7 @@ from broker.amqp_consumer import Consumer
 from broker.amqp_declaring import declarations
 from broker.amqp_link import Link, open_link
 from broker.amqp_publisher import Publisher
-from broker.base import OnDelivery, Outgoing, QueueDepth, Sender
+from broker.base import MAX_PREFETCH, OnDelivery, Outgoing, QueueDepth, Sender
 from broker.codec import MAX_BODY_BYTES
 from broker.deadlines import within
 from broker.errors import BrokerClosed, BrokerError, BrokerLost, TooLarge, Unreachable, Unroutable
@@ -186,8 +186,8 @@ class RabbitBroker:
         self, queue: str, prefetch: int | None, on_delivery: OnDelivery
     ) -> AsyncGenerator[None]:
         self._check_open()
-        if prefetch is not None and not 1 <= prefetch <= 65_535:
-            raise ValueError(f"prefetch must be between 1 and 65535, not {prefetch}")
+        if prefetch is not None and not 1 <= prefetch <= MAX_PREFETCH:
+            raise ValueError(f"prefetch must be between 1 and {MAX_PREFETCH}, not {prefetch}")
         consumer = Consumer(queue, prefetch, on_delivery)
         try:
             await self._on_link(consumer.start)

@@ -72,6 +72,31 @@ async def test_a_trajectorys_digest_tells_what_was_asked_and_said_but_not_when()
     assert len({first, await digest(b"1+2?", "2"), await digest(b"1+1?", "3")}) == 3
 
 
+@pytest.mark.parametrize(("slots", "waiting"), [(1, 0), (31, 0), (32, 1), (64, 2)])
+async def test_a_worker_with_many_slots_has_the_next_tasks_at_hand(
+    slots: int, waiting: int
+) -> None:
+    all_asked, go_on = asyncio.Event(), asyncio.Event()
+    asked = 0
+
+    async def holds(items: list[Item], call: ModelCall) -> list[Item]:
+        nonlocal asked
+        asked += 1
+        if asked == slots:
+            all_asked.set()
+        await go_on.wait()
+        return [message("done")]
+
+    async with Rig(SPEC, holds) as rig, rig.agent(slots=slots) as worker, rig.verifier():
+        await rig.submit(*range(slots + 5))
+        await all_asked.wait()
+        depth = await rig.node.depth("warren.q.v1.task.normal.env")
+        assert depth is not None
+        assert (worker.running, depth.ready) == (slots, 5 - waiting)
+        go_on.set()
+        await rig.wait(slots + 5)
+
+
 async def test_the_tool_calls_of_one_step_run_at_once() -> None:
     both = asyncio.Barrier(2)
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from broker import codec
-from broker.base import AGAIN_HEADER, Broker, Delivery, Outgoing
+from broker.base import AGAIN_HEADER, MAX_PREFETCH, Broker, Delivery, Outgoing
 from broker.crashpoints import crash_at
 from broker.deadlines import Deadlines
 from broker.errors import JournalUnavailable, TooLarge
@@ -60,6 +60,10 @@ RENEW_AFTER_S: Final = 600.0
 SUSPECT_TAKES: Final = 3
 #: What a verdict may add to the trajectory when both travel as one result.
 _RESULT_BYTES: Final = 64 * 1024
+#: One task in hand per so many slots waits for the next that is free. Without any a slot waits for
+#: its last rollout's trajectory to be confirmed, then for RabbitMQ: 2 to 4 % of the time where
+#: rollouts take 2 s. Where slots are few nobody is kept waiting at a busy worker.
+_SLOTS_PER_NEXT: Final = 32
 #: How often running rollouts are checked against cancelled runs.
 _CANCEL_CHECK_S: Final = 2.0
 #: Times that a suspect may begin to run alone before it becomes a failed row.
@@ -127,7 +131,8 @@ class AgentWorker:
         sources = []
         for name in self._environments:
             for lane in self._settings.lanes:
-                sources.append(Source(task_queue(lane, name), slots, self.handle, "task"))
+                prefetch = min(slots + slots // _SLOTS_PER_NEXT, MAX_PREFETCH)
+                sources.append(Source(task_queue(lane, name), prefetch, self.handle, "task"))
             held = held_queue(self._inbox.worker_id, name)
             sources.append(Source(held, slots * 4 + 16, self.handle, "task"))
         return sources
