@@ -132,6 +132,36 @@ async def test_a_large_answer_that_breaks_off_is_none(then: str) -> None:
         await ask(sends(large_head() + LARGE[:-1], then=then))
 
 
+async def test_what_the_reader_of_an_answer_raises_is_raised_and_costs_no_connection() -> None:
+    async with client(sends(OK), sends(large_head() + LARGE)) as (http, server):
+        connections = set()
+        for body in (b"ok", LARGE):
+            with pytest.raises(Odd) as raised:
+                await http.ask("POST", "/v1/x", b"", odd)
+            assert raised.value.args == (body,)
+            connections |= server._connections
+        assert await http.ask("POST", "/v1/x", b"", lambda answer: answer.status) == 200
+        assert len(connections | server._connections) == 1
+        assert len(server.seen) == 3
+
+
+class Odd(Exception):
+    """What a reader found."""
+
+
+def odd(answer: Answer) -> None:
+    raise Odd(bytes(answer.body))
+
+
+async def test_a_request_that_is_cancelled_takes_its_connection_along() -> None:
+    async with client(sends(b"HTTP/1.1 200 OK\r\n"), sends(OK)) as (http, server):
+        asked = asyncio.create_task(http.ask("POST", "/v1/x", b"", odd))
+        await server.requests(1)
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert (await http.request("POST", "/v1/x")).body == b"ok"
+
+
 async def test_a_body_without_a_length_ends_with_the_connection() -> None:
     answer = await ask(sends(b"HTTP/1.1 500 X\r\nRetry-After: 3\r\n\r\nlong", then="closes"))
     assert (answer.status, answer.headers) == (500, {"retry-after": "3"})

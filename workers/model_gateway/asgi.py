@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from workers.model_gateway.http import MAX_ANSWER_BYTES, too_large
 from workers.model_gateway.http_connection import Answer, Broken
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
@@ -28,6 +29,10 @@ class Asks(Protocol):
 
     async def request(self, method: str, path: str, body: bytes = b"") -> Answer:
         """The whole answer, whatever its status. Raises ConnectionError, Retryable."""
+        ...
+
+    async def ask(self, method: str, path: str, body: bytes, read: Callable[[Answer], T]) -> T:
+        """What `read` makes of the whole answer. Raises what `request` and `read` raise."""
         ...
 
     async def close(self) -> None:
@@ -54,6 +59,10 @@ class AppClient:
             return await exchange.answer
         finally:
             exchange.leave()
+
+    async def ask(self, method: str, path: str, body: bytes, read: Callable[[Answer], T]) -> T:
+        """See Asks."""
+        return read(await self.request(method, path, body))
 
     async def close(self) -> None:
         """Give what is under way a moment, then break it off."""

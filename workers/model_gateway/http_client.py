@@ -11,7 +11,8 @@ import functools
 import socket
 import ssl
 import time
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
@@ -26,6 +27,7 @@ _RESOLVE_EVERY_S: Final = 60.0
 #: How long an address gets before the next one is tried beside it (RFC 8305).
 _NEXT_ADDRESS_S: Final = 0.25
 
+T = TypeVar("T")
 Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
 
@@ -58,9 +60,13 @@ class HttpClient:
         """Requests sent twice, since the server had just closed their connection."""
 
     async def request(self, method: str, path: str, body: bytes = b"") -> Answer:
-        """Ask, and read the whole answer, whatever its status.
+        """The whole answer, whatever its status (`ask`)."""
+        return await self.ask(method, path, body, _whole)
 
-        Raises ConnectionError, and Retryable for an answer above MAX_ANSWER_BYTES.
+    async def ask(self, method: str, path: str, body: bytes, read: Callable[[Answer], T]) -> T:
+        """What `read` makes of the whole answer, whatever its status (Connection.ask).
+
+        Raises ConnectionError, Retryable for an answer above MAX_ANSWER_BYTES, what `read` raises.
         """
         request = b"%b%b%d\r\n\r\n%b" % (
             _first_line(method, path),
@@ -71,10 +77,10 @@ class HttpClient:
         connection = self._kept()
         if connection is not None:
             try:
-                return await self._ask(connection, request)
+                return await self._ask(connection, request, read)
             except Unheard:
                 self.resent += 1
-        return await self._ask(await self._connect(), request)
+        return await self._ask(await self._connect(), request, read)
 
     async def close(self) -> None:
         """Close all connections; requests that run fail."""
@@ -86,17 +92,14 @@ class HttpClient:
         if lost:
             await asyncio.wait(lost, timeout=1.0)
 
-    async def _ask(self, connection: Connection, request: bytes) -> Answer:
+    async def _ask(self, connection: Connection, request: bytes, read: Callable[[Answer], T]) -> T:
         try:
-            answer = await connection.ask(request)
-        except BaseException:
-            connection.abort()
-            raise
-        if self._keeps and connection.idle:
-            self._keep(connection)
-        else:
-            connection.abort()
-        return answer
+            return await connection.ask(request, read)
+        finally:
+            if self._keeps and connection.idle:  # the answer was whole, whatever its reader found
+                self._keep(connection)
+            else:
+                connection.abort()
 
     def _kept(self) -> Connection | None:
         """The connection that was used last: the others may end."""
@@ -163,6 +166,10 @@ class HttpClient:
         addresses = list(self._addresses)
         self._addresses.rotate(-1)
         return addresses
+
+
+def _whole(answer: Answer) -> Answer:
+    return answer
 
 
 @functools.lru_cache(maxsize=64)

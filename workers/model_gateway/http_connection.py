@@ -9,8 +9,8 @@ Nobody times out here: cut a request by cancelling it and aborting.
 import asyncio
 import time
 import zlib
-from collections.abc import Mapping
-from typing import Final, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import httptools
 
@@ -26,6 +26,8 @@ _END_BYTES: Final = 16 * 1024
 #: A place is taken as soon as it is asked for: no server shall take much without sending it.
 _MAX_PLACE_BYTES: Final = 2 * 1024 * 1024
 _NOTHING: Final = memoryview(b"")
+
+T = TypeVar("T")
 
 
 class Answer(NamedTuple):
@@ -75,7 +77,8 @@ class Connection(asyncio.BufferedProtocol):
         self._rest = _NOTHING
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[Any] | None = None
+        self._read: Callable[[Answer], Any]
         self._reused = False
         self._reset()
         self.lost = loop.create_future()
@@ -88,9 +91,15 @@ class Connection(asyncio.BufferedProtocol):
         """Whether a request may be sent: open, at peace, and the server keeps it."""
         return self._waiter is None and self._transport is not None
 
-    def ask(self, request: bytes) -> asyncio.Future[Answer]:
-        """Send a whole request. The future raises Broken, Unheard, or Retryable for a large one."""
+    def ask(self, request: bytes, read: Callable[[Answer], T]) -> asyncio.Future[T]:
+        """Send a whole request. `read` makes of its answer what the future has, or raises.
+
+        It is called the moment that the answer is there, before those of other connections come: so
+        what was just written to memory is still at hand. The future raises Broken, Unheard, or
+        Retryable for an answer that is too large, too.
+        """
         assert self._transport is not None
+        self._read = read
         self._waiter = self._loop.create_future()
         self._asked_at = time.monotonic()
         self._transport.write(request)
@@ -220,11 +229,13 @@ class Connection(asyncio.BufferedProtocol):
         if waiter is None or waiter.done():
             return
         try:
-            waiter.set_result(
-                answer if b"content-encoding" not in answer.head else _decoded(answer)
-            )
-        except (Broken, zlib.error) as e:
-            waiter.set_exception(e if isinstance(e, Broken) else Broken(f"its body: {e}"))
+            if b"content-encoding" in answer.head:
+                answer = _decoded(answer)
+            waiter.set_result(self._read(answer))
+        except zlib.error as e:
+            waiter.set_exception(Broken(f"its body: {e}"))
+        except Exception as e:  # whatever its reader finds
+            waiter.set_exception(e)
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None

@@ -5,8 +5,9 @@ proxies that the environment names are for the `openai` SDK.
 """
 
 import re
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from broker.deadlines import Deadline, Deadlines
@@ -18,6 +19,8 @@ from workers.model_gateway.http import Body
 from workers.model_gateway.http_client import HttpClient
 from workers.model_gateway.http_connection import Answer
 from workers.model_gateway.masking import masked
+
+T = TypeVar("T")
 
 _OWNED_BY: Final = re.compile(r'"owned_by"\s*:\s*"([^"]*)"')
 
@@ -41,6 +44,10 @@ class ModelServer:
     async def post(self, path: str, body: bytes) -> Body:
         """The answer's body, if its status is 2xx. Raises BackendErrors, ConnectionError."""
         return self._checked(await self._http.request("POST", path, body))
+
+    async def post_and_read(self, path: str, body: bytes, read: Callable[[Body], T]) -> T:
+        """What `read` makes of the answer's body, the moment that it is there."""
+        return await self._http.ask("POST", path, body, lambda answer: read(self._checked(answer)))
 
     async def get(self, path: str) -> Body:
         """The same, without a request body."""

@@ -84,6 +84,15 @@ class _Answer(msgspec.Struct, gc=False):
     usage: dict[str, Any] | None = None
 
 
+class _Said(msgspec.Struct, gc=False):
+    """An answer, its tokens packed: as objects they would fill a processor's caches."""
+
+    answer: _Answer
+    tokens: Tokens | None
+    sampled: int | None
+    """How many tokens the engine sampled, if it says so."""
+
+
 class VllmBackend:
     """One vLLM server, or the one `inside` this process."""
 
@@ -104,13 +113,13 @@ class VllmBackend:
             raise Refused(f"the conversation cannot be sent: {type(e).__name__}: {e}") from e
         started = time.monotonic()
         with self._server.within(request.timeout_s):
-            answer, versions = await self._ask(request, body, packed)
+            said, versions = await self._ask(request, body, packed)
         seconds = time.monotonic() - started
-        return self._result(answer, request, versions, seconds)
+        return self._result(said, request, versions, seconds)
 
     async def _ask(
         self, request: BackendRequest, body: dict[str, Any], packed: bytes
-    ) -> tuple[_Answer, VersionSpan | None]:
+    ) -> tuple[_Said, VersionSpan | None]:
         """The answer, and the versions that can have sampled it."""
         before = await self._versions.known()
         if self._wanted is not None and (before is None or before < self._wanted):
@@ -121,10 +130,10 @@ class VllmBackend:
             continued = await self._tokens.generate(request, body)
         if continued is None:
             path = f"{self._server.base}/chat/completions"
-            answer = self._read(await self._server.post(path, packed))
-            return answer, None if before is None else await self._versions.span(before)
-        answer = self._read_continued(continued)
-        return answer, continued.versions or await self._versions.span(before)
+            said = await self._server.post_and_read(path, packed, self._read)
+            return said, None if before is None else await self._versions.span(before)
+        said = self._read_continued(continued)
+        return said, continued.versions or await self._versions.span(before)
 
     async def owners(self, timeout_s: float) -> set[str]:
         """Who owns the models listed there; empty where none are. Raises BackendErrors."""
@@ -182,7 +191,21 @@ class VllmBackend:
             raise unusable(f"its weight info is not JSON ({e})") from e
         return version_in(info)
 
-    def _read(self, body: Body) -> _Answer:
+    def _read(self, body: Body) -> _Said:
+        """Raises Retryable for what is no answer, or whose tokens don't fit each other."""
+        answer = self._decoded(body)
+        choice = answer.choices[0]
+        logprobs = choice.logprobs.content if choice.logprobs else None
+        tokens = _tokens(
+            answer.prompt_token_ids,
+            choice.token_ids,
+            None if logprobs is None else [token.logprob for token in logprobs],
+        )
+        sampled = None if choice.token_ids is None else len(choice.token_ids)
+        answer.prompt_token_ids = choice.token_ids = choice.logprobs = None
+        return _Said(answer, tokens, sampled)
+
+    def _decoded(self, body: Body) -> _Answer:
         try:
             answer = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -194,34 +217,29 @@ class VllmBackend:
             raise error
         return answer
 
-    def _read_continued(self, continued: Continued) -> _Answer:
+    def _read_continued(self, continued: Continued) -> _Said:
         """The chat answer that the server made of its tokens, with these tokens."""
         if error := ended_early(continued.finish_reason):
             raise error
-        answer = self._read(continued.chat)
-        choice = answer.choices[0]
-        choice.token_ids = continued.token_ids
-        if continued.logprobs is not None:
-            choice.logprobs = _Logprobs([_Logprob(value) for value in continued.logprobs])
-        answer.prompt_token_ids = continued.prompt_ids
-        return answer
+        tokens = _tokens(continued.prompt_ids, continued.token_ids, continued.logprobs)
+        return _Said(self._decoded(continued.chat), tokens, len(continued.token_ids))
 
     def _result(
         self,
-        answer: _Answer,
+        said: _Said,
         request: BackendRequest,
         versions: VersionSpan | None,
         seconds: float,
     ) -> ModelResult:
+        answer, tokens = said.answer, said.tokens
         choice = answer.choices[0]
-        tokens = _tokens(answer, choice)
         try:
             items = codec.pack_json(completed(assistant_items(choice.message), request))
         except MALFORMED as e:
             raise unusable(f"its message is malformed ({type(e).__name__}: {e})") from e
         return ModelResult(
             items=items,
-            finish_reason=_finish_reason(choice, request),
+            finish_reason=_finish_reason(choice, said.sampled, request),
             usage=chat_usage(answer.usage, self._config.price),
             tokens=tokens,
             continues=tokens is not None and self._tokens.there,
@@ -255,17 +273,18 @@ def _fields(terms: Terms, lane: Lane) -> Mapping[str, msgspec.Raw]:
     return {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in fields.items()}
 
 
-def _tokens(answer: _Answer, choice: _Choice) -> Tokens | None:
-    """The call's tokens, all or nothing. Raises Retryable where they don't fit each other."""
-    logprobs = choice.logprobs.content if choice.logprobs else None
-    if answer.prompt_token_ids is None or choice.token_ids is None or logprobs is None:
+def _tokens(
+    prompt_ids: list[int] | None, token_ids: list[int] | None, logprobs: list[float] | None
+) -> Tokens | None:
+    """A call's tokens, all or nothing. Raises Retryable where they don't fit each other."""
+    if prompt_ids is None or token_ids is None or logprobs is None:
         return None
-    if len(logprobs) != len(choice.token_ids):
-        raise unusable(f"{len(choice.token_ids)} tokens with {len(logprobs)} logprobs")
+    if len(logprobs) != len(token_ids):
+        raise unusable(f"{len(token_ids)} tokens with {len(logprobs)} logprobs")
     return Tokens(
-        prompt_ids=_packed("i", answer.prompt_token_ids),
-        generated_ids=_packed("i", choice.token_ids),
-        logprobs=_packed("f", [token.logprob for token in logprobs]),
+        prompt_ids=_packed("i", prompt_ids),
+        generated_ids=_packed("i", token_ids),
+        logprobs=_packed("f", logprobs),
     )
 
 
@@ -277,10 +296,10 @@ def _packed(kind: str, values: Sequence[float]) -> bytes:
         raise unusable(f"its tokens are no {kind} numbers ({e})") from e
 
 
-def _finish_reason(choice: _Choice, request: BackendRequest) -> str:
+def _finish_reason(choice: _Choice, sampled: int | None, request: BackendRequest) -> str:
     """vLLM says `tool_calls` as soon as one was parsed, even if the answer was cut after it."""
     limit = request.terms.options.get("max_output_tokens")
-    if limit and choice.token_ids is not None and len(choice.token_ids) >= limit:
+    if limit and sampled is not None and sampled >= limit:
         return "length"
     return choice.finish_reason or "stop"
 
