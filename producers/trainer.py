@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from broker import codec
-from broker.base import Broker, Delivery, Outgoing
+from broker.base import MAX_PREFETCH, Broker, Delivery, Outgoing
 from broker.errors import JournalUnavailable, WireError
 from broker.journal.base import Journal
 from broker.journal.runs import RunInfo, Runs, Totals
@@ -44,9 +44,6 @@ log = logging.getLogger(__name__)
 
 #: RabbitMQ closes the channel of a delivery that is unacked for 30 min; renewal comes well before.
 RENEW_AFTER_S: Final = 600.0
-#: The window bounds what is in hand, not the prefetch: a group that waits for its last rollout
-#: must never wait behind the rollouts of others.
-_PREFETCH: Final = 65_535
 
 
 class Submitted(NamedTuple):
@@ -240,7 +237,8 @@ class TrainerClient:
         await self._warn_of_others(queue.name)
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                async with self._broker.consume(queue.name, _PREFETCH, self._receive):
+                # the window bounds what is in hand: who waits for a group waits behind no others
+                async with self._broker.consume(queue.name, MAX_PREFETCH, self._receive):
                     keeping = self._tasks.create_task(self._keep_alive())
                     yield
                 keeping.cancel()

@@ -13,12 +13,11 @@ from broker import topology
 from broker.amqp_address import parse_urls
 from broker.amqp_publisher import WINDOW
 from broker.base import AGAIN_HEADER, Broker, Outgoing
-from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unreachable, Unroutable
+from broker.errors import BrokerClosed, BrokerError, BrokerLost, Unroutable
 from broker.rabbitmq import RabbitBroker
 from broker.topology import QueueSpec
 from tests.conftest import Names
 from tests.support.hand import Hand, until
-from tests.support.ports import free_port
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.senders import Posting
 from tests.support.services import Container, RabbitProcess
@@ -241,41 +240,6 @@ async def _exists(broker: Broker, queue: QueueSpec) -> bool:
     return (depth := await broker.depth(queue.name)) is not None and depth.consumers == 1
 
 
-async def test_nobody_listening_is_said_with_the_masked_url() -> None:
-    port = free_port()
-    with pytest.raises(Unreachable) as raised:
-        await RabbitBroker.connect(f"amqp://me:s3cret@127.0.0.1:{port}/")
-    assert f"127.0.0.1:{port}" in str(raised.value)
-    assert "s3cret" not in str(raised.value)
-    assert "running" in str(raised.value)
-
-
-async def test_a_wrong_password_is_said_without_it(url: str) -> None:
-    wrong = str(parse_urls(url)[0].with_user("guest").with_password("s3cret"))
-    with pytest.raises(Unreachable, match="refuses us") as raised:
-        await RabbitBroker.connect(wrong)
-    assert "s3cret" not in str(raised.value)
-
-
-async def test_an_unknown_virtual_host_is_said(url: str) -> None:
-    with pytest.raises(Unreachable, match="virtual host"):
-        await RabbitBroker.connect(str(parse_urls(url)[0].with_path("/nowhere")))
-
-
-async def test_the_second_of_two_hosts_is_used_when_the_first_is_down(url: str) -> None:
-    broker = await RabbitBroker.connect(f"amqp://guest:guest@127.0.0.1:{free_port()},{url}")
-    assert broker.connected
-    await broker.close()
-
-
-@pytest.mark.parametrize(
-    "text", ["", "http://host/", "amqp://", "amqps://host/?no_verify_ssl=1", "amqp://h:x/"]
-)
-def test_a_url_that_cannot_work_is_refused(text: str) -> None:
-    with pytest.raises(Unreachable):
-        parse_urls(text)
-
-
 async def test_a_backlog_may_take_longer_than_one_confirmation(
     proxy: Proxy, url: str, queue: QueueSpec
 ) -> None:
@@ -284,11 +248,6 @@ async def test_a_backlog_may_take_longer_than_one_confirmation(
     proxy.delay_s = 0.3
     await publish_all(broker, queue, [b"%d" % i for i in range(4096)])  # 8 windows, a second each
     await broker.close()
-
-
-def test_what_a_later_host_leaves_out_it_has_from_the_first() -> None:
-    urls = [str(u) for u in parse_urls("amqp://u:p@a:1,b:2,amqps://v:q@c/prod")]
-    assert urls == ["amqp://u:p@a:1/prod", "amqp://u:p@b:2/prod", "amqps://v:q@c/prod"]
 
 
 async def test_a_broker_that_is_killed_and_started_again_loses_nothing_confirmed(
