@@ -42,11 +42,11 @@ class Watched:
         assert self.process is not None
         while not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self._look_at_queue()
+            self.peak_bytes = max(self.peak_bytes, peak_bytes(self.pid))
             time.sleep(_LOOK_S)
-        _, status, used = os.wait4(self.pid, 0)
+        _, status, used = os.wait4(self.pid, 0)  # not its ru_maxrss: that begins with our memory
         self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_s = used.ru_utime + used.ru_stime
-        self.peak_bytes = max(self.peak_bytes, used.ru_maxrss * 1024)
         return self.process.returncode
 
     def _look_at_queue(self) -> None:
