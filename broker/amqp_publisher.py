@@ -180,21 +180,18 @@ class Publisher:
         if link is None or link.wire.lost:
             self._away_s += seconds
             if self._away_s > self._outage_s:
-                self._give_up(math.inf, f"RabbitMQ has been away for {self._outage_s:g} s")
+                for pending in self._all():
+                    pending.end(BrokerLost(f"RabbitMQ has been away for {self._outage_s:g} s"))
             return
         self._away_s = 0.0
         if link.wire.blocked:
             return
         self._clock_s += seconds
         latest_s = self._clock_s - self._patience_s
-        self._give_up(latest_s, f"RabbitMQ sent no confirmation within {self._patience_s:g} s")
-        self.pump()
-
-    def _give_up(self, latest_s: float, why: str) -> None:
-        """What was sent by then; all, for infinity."""
         for pending in self._all():
             if pending.since_s <= latest_s:
-                pending.end(BrokerLost(why))
+                pending.end(_not_confirmed(pending.message, self._patience_s))
+        self.pump()
 
     def close(self) -> None:
         """Fail what waits."""
@@ -275,6 +272,13 @@ class _ConfirmChannel(Channel):
 
 def _full(message: Outgoing) -> QueueFull:
     return QueueFull(f"a queue behind {message.exchange!r}, key {message.key!r}, is full")
+
+
+def _not_confirmed(message: Outgoing, patience_s: float) -> BrokerLost:
+    return BrokerLost(
+        f"RabbitMQ is there and has not confirmed a message to {message.exchange!r}, key"
+        f" {message.key!r}, within {patience_s:g} s: its log says what that queue waits for"
+    )
 
 
 def _again(message: Outgoing) -> Outgoing:

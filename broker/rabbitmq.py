@@ -190,7 +190,7 @@ class RabbitBroker:
             raise ValueError(f"prefetch must be between 1 and {MAX_PREFETCH}, not {prefetch}")
         consumer = Consumer(queue, prefetch, on_delivery)
         try:
-            await self._on_link(consumer.start)
+            await self._on_link(consumer.start, f"begin to send from {queue}")
         except ChannelDied as e:
             raise BrokerError(f"cannot consume {queue}: {e}") from e
         self._consumers[consumer] = None
@@ -243,18 +243,18 @@ class RabbitBroker:
             raise BrokerClosed("this connection to RabbitMQ was closed")
 
     async def _ask(self, *requests: base.Frame) -> Sequence[Any]:
-        return await self._on_link(lambda link: _ask_on(link, requests))
+        return await self._on_link(lambda link: _ask_on(link, requests), "answer")
 
-    async def _on_link(self, act: Callable[[Link], Awaitable[T]]) -> T:
-        """Do it on the consuming link, again after a loss. Raises BrokerLost, and ChannelDied
-        where the broker said no."""
+    async def _on_link(self, act: Callable[[Link], Awaitable[T]], wanted: str) -> T:
+        """Do what the broker is wanted for on the consuming link, again after a loss. Raises
+        BrokerLost, and ChannelDied where the broker said no."""
         while True:
             link = await self._link_when_up()
             try:
                 with within(self._patience_s):
                     return await act(link)
             except TimeoutError as e:
-                raise BrokerLost(f"RabbitMQ did not answer within {self._patience_s:g} s") from e
+                raise BrokerLost(f"RabbitMQ did not {wanted} within {self._patience_s:g} s") from e
             except ChannelDied as e:
                 if e.code:
                     raise
