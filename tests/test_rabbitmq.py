@@ -200,6 +200,19 @@ async def test_patience_ends(proxy: Proxy, url: str, queue: QueueSpec) -> None:
     await broker.close()
 
 
+async def test_what_a_broker_that_hangs_leaves_undone_is_named(
+    proxy: Proxy, url: str, queue: QueueSpec
+) -> None:
+    broker = await RabbitBroker.connect(proxy.url(url), patience_s=0.5)
+    proxy.stall()
+    with pytest.raises(BrokerLost, match=f"not confirmed .*{queue.bindings[0].exchange.name}"):
+        await broker.publish(to(queue))
+    with pytest.raises(BrokerLost, match=f"begin to send from {queue.name}"):
+        async with broker.consume(queue.name, 1, Hand().take):
+            pass
+    await broker.close()
+
+
 async def test_latency_does_not_bound_throughput(
     proxy: Proxy, proxied: RabbitBroker, queue: QueueSpec
 ) -> None:
